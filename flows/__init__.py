@@ -1,0 +1,1 @@
+"""When: the flows, the deployments and the command line. Never imports torch."""

@@ -1,0 +1,1 @@
+"""How: one module per pipeline stage, and the packages they stand on. Knows neither Prefect nor DVC."""

@@ -1,0 +1,60 @@
+"""Run one stage of one recipe: `python -m tasks <stage> <recipe>`. Both doors run this command.
+
+Exit status: 0 done, 1 an error the user can act on, 2 usage, 3 refused, 75 preempted and checkpointed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from tasks.errors import PipelineError, Preempted
+from tasks.files import write_text
+from tasks.paths import Paths
+from tasks.recipe import load_recipe, recipe_path
+from tasks.stages import STAGES
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stage named on the command line in the repository of the working folder; return its status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 2 or arguments[0] not in STAGES:
+        print(f"usage: python -m tasks {{{','.join(STAGES)}}} RECIPE", file=sys.stderr)
+        return 2
+    stage, name = arguments
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        run_stage(stage, name, Path.cwd())
+    except PipelineError as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted; nothing half-written is kept, run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_stage(stage: str, name: str, root: Path) -> None:
+    """Call the stage's function with its own sections of the recipe and its paths, and note how long it took."""
+    recipe = load_recipe(recipe_path(root, name))
+    paths = Paths(root, name)
+    module = importlib.import_module(f"tasks.{stage}")
+    started = time.time()
+    getattr(module, stage)(*recipe.sections(STAGES[stage]).values(), paths=paths)
+    timing = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
+    write_text(paths.scratch / "timings" / f"{stage}.json", json.dumps(timing) + "\n")
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Preempted("asked to stop (SIGTERM); run it again to go on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,367 @@
+"""A recipe: one YAML file that says everything about one fine-tune.
+
+Each stage is handed its own sections and nothing else (see `tasks/stages.py`). The string beneath a field
+is its documentation everywhere: here, in `retain init`, and in the form of the Prefect UI.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.errors import ConfigError
+
+NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN.pattern)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: closed (a typo is an error) and frozen."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True, strict=False
+    )
+
+
+# --- prepare: task, base, data, benchmarks ------------------------------------------------------------
+
+
+class Table(Section):
+    """How to read one raw file as rows of text, label and group."""
+
+    file: str
+    """File under `data/raw/<recipe>/`."""
+    format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"] = "csv"
+    """File format; all text is UTF-8."""
+    header: list[str] | None = None
+    """Column names, for a CSV or TSV file without a header line."""
+    quoting: bool = True
+    """Whether a quotation mark quotes (CSV and TSV); switch off for raw tab-separated text."""
+    text: str = "text"
+    """Column that holds the text."""
+    label: str = "label"
+    """Column that holds the label."""
+    id: str | None = None
+    """Column that names a row; row numbers are used when absent."""
+    group: str | None = None
+    """Column of what must not be split: review, patient, contract, customer."""
+    group_pattern: str | None = None
+    """Regular expression whose first group, applied to the group column, is the group."""
+    sign_of: str | None = None
+    """Numeric column whose sign is the label (`negative` or `positive`), instead of a label column."""
+    drop_below: float = 0.0
+    """With `sign_of`: rows whose absolute value is below this are dropped, and counted."""
+
+
+class Data(Section):
+    """The labelled set to learn from."""
+
+    source: str | dict[str, str]
+    """Where the raw files come from: one source for the folder, or one for each file name."""
+    train: Table
+    """The rows that are split into train, validation and test."""
+    labels: list[str] = Field(min_length=2)
+    """The declared label set, in order; any other label is an error."""
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Share of the groups that selects (checkpoint, α)."""
+    test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Share of the groups that reports."""
+    test: Table | None = None
+    """A test set of its own, when there is one; `test_share` is then unused."""
+    seed: int
+    """Seeds the hash that assigns groups to splits."""
+    targets: dict[Name, Table] = Field(default_factory=dict)
+    """Samples of where the model will be used: for the mismatch check, and as out-of-domain test sets."""
+
+
+class RetrievalBenchmark(Section):
+    """Zero-shot retrieval: each query must find its document among all; mean reciprocal rank."""
+
+    kind: Literal["retrieval"]
+    """The kind of benchmark."""
+    file: str
+    """File under `data/raw/<recipe>/`, or a glob of several."""
+    format: Literal["json", "jsonl", "conversations"]
+    """`json`: a list of objects; `conversations`: chatterbot-corpus YAML, first line → second line."""
+    query: str = "query"
+    """Field that holds the query."""
+    document: str = "document"
+    """Field that holds the document."""
+
+
+class FeatureBenchmark(Section):
+    """Accuracy of a probe on frozen features, on a set the model is not tuned on."""
+
+    kind: Literal["probe", "knn"]
+    """`probe`: logistic regression; `knn`: nearest neighbours by cosine."""
+    table: Table
+    """The labelled rows; a third fits, a third selects, a third reports."""
+    neighbours: int = Field(default=15, gt=0)
+    """With `knn`: how many neighbours vote."""
+
+
+Benchmark = Annotated[RetrievalBenchmark | FeatureBenchmark, Field(discriminator="kind")]
+
+
+# --- validate, check, gate ---------------------------------------------------------------------------
+
+
+class Expectation(Section):
+    """One Great Expectations expectation, by its name there."""
+
+    type: str
+    """For example `expect_column_values_to_not_be_null`."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Its keyword arguments."""
+
+
+class Validate(Section):
+    """What must be true of each row."""
+
+    min_rows_per_class: int = Field(ge=1)
+    """Fewest training rows a label may have."""
+    max_characters: int = Field(gt=0)
+    """Longest text, in characters."""
+    expectations: list[Expectation] = Field(default_factory=list)
+    """Further expectations, on the columns id, text, label, group, split."""
+
+
+class Check(Section):
+    """How to measure whether this data set can work."""
+
+    seed: int
+    """Seeds sampling and permutations."""
+    near_duplicate_similarity: Fraction
+    """Estimated Jaccard similarity of 5-character shingles from which two texts are near-duplicates."""
+    permutations: int = Field(ge=99)
+    """Permutations of the mismatch test."""
+    max_rows: int = Field(gt=0)
+    """Rows embedded at most, a split; a stratified sample beyond (stated in the report)."""
+
+
+class Bound(Section):
+    """Where a measure warns and where it refuses; exactly one direction."""
+
+    warn_above: float | None = None
+    """Warn when the measure is above this."""
+    refuse_above: float | None = None
+    """Refuse when the measure is above this."""
+    warn_below: float | None = None
+    """Warn when the measure is below this."""
+    refuse_below: float | None = None
+    """Refuse when the measure is below this."""
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> Bound:
+        above = self.warn_above is not None or self.refuse_above is not None
+        below = self.warn_below is not None or self.refuse_below is not None
+        if above == below:
+            raise ValueError("give warn_above/refuse_above or warn_below/refuse_below")
+        return self
+
+
+class Gate(Section):
+    """The bounds that the reports of `validate` and `check` must respect."""
+
+    failed_expectations: Bound
+    """Number of expectations that failed."""
+    measures: dict[str, Bound]
+    """Bounds by measure name as in `check.json`, for example `exact_duplicate_share`."""
+
+
+# --- finetune ----------------------------------------------------------------------------------------
+
+
+class Finetune(Section):
+    """How to go on training, gently."""
+
+    method: Literal["full", "lp-ft", "probe"]
+    """`full`: all layers from a fresh head; `lp-ft`: linear probe, then all layers; `probe`: the head only."""
+    learning_rate: Positive
+    """Peak rate of the deepest layer."""
+    force_learning_rate: bool = False
+    """Accept a rate more than ten times above the usual one for this method."""
+    epochs: int = Field(ge=1)
+    """Passes over the training split."""
+    batch_size: int = Field(ge=1)
+    """Rows that make one optimizer step, whatever the device."""
+    warmup_share: Fraction
+    """Share of the steps over which the rate rises linearly; afterwards it falls linearly to zero."""
+    weight_decay: float = Field(ge=0)
+    """AdamW's decoupled decay; not on biases and norms."""
+    max_grad_norm: Positive
+    """Gradients are clipped to this norm."""
+    max_length: int = Field(ge=8)
+    """Longest sequence in tokens; longer texts are truncated, and counted."""
+    freeze_layers: int = Field(default=0, ge=0)
+    """How many of the earliest layers stay as they are (embeddings count as layer 0)."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer's rate is this times the rate of the layer above."""
+    unfreeze_every: int = Field(default=0, ge=0)
+    """Gradual unfreezing: steps between letting one more layer train, from the top; 0 trains all at once."""
+    precision: Literal["fp32", "bf16"]
+    """Arithmetic of the forward and backward pass; weights stay fp32."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between scratch checkpoints."""
+    seed: int
+    """Seeds the head, the order of the rows and dropout."""
+
+
+# --- merge, evaluate, decide, register ---------------------------------------------------------------
+
+
+class Suite(Section):
+    """How much of one original ability may be lost."""
+
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Largest acceptable loss, in the metric's own unit."""
+    informative: bool = False
+    """Shown, never gating."""
+
+    @model_validator(mode="after")
+    def _margin_or_informative(self) -> Suite:
+        if (self.margin is None) != self.informative:
+            raise ValueError("give a margin, or `informative: true`; not both and not neither")
+        return self
+
+
+class Merge(Section):
+    """The rescue: which point between base and tuned."""
+
+    alphas: list[Fraction] = Field(min_length=2)
+    """Interpolation weights tried, 0 (base) and 1 (tuned) among them."""
+
+    @model_validator(mode="after")
+    def _ends_present(self) -> Merge:
+        if 0 not in self.alphas or 1 not in self.alphas:
+            raise ValueError("alphas must contain 0 (the base) and 1 (the tuned model)")
+        if sorted(set(self.alphas)) != list(self.alphas):
+            raise ValueError("alphas must rise and not repeat")
+        return self
+
+
+class Evaluate(Section):
+    """How to measure."""
+
+    precision: Literal["fp32", "bf16"]
+    """Arithmetic of the forward pass; the same for base and candidate."""
+
+
+class Decide(Section):
+    """The release rule."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    """Of each one-sided test: 0.95 is α = 0.05."""
+    power: Annotated[float, Field(gt=0.5, lt=1)]
+    """With which a model that lost nothing must pass; used by `merge` and in advice."""
+    bootstrap_draws: int = Field(ge=1000)
+    """Paired bootstrap draws, where a metric needs them."""
+    seed: int
+    """Seeds the bootstrap."""
+
+
+class Register(Section):
+    """Where a passing model goes."""
+
+    name: Name
+    """The release's name in the registry."""
+    promote: bool = False
+    """Move the alias `champion` to a release that passes."""
+
+
+class Recipe(Section):
+    """One fine-tune, whole."""
+
+    task: Literal["text-classification"]
+    """What the model learns to do."""
+    base: str
+    """The pretrained model, as a source."""
+    data: Data
+    """The labelled set."""
+    benchmarks: dict[Name, Benchmark] = Field(min_length=1)
+    """What the base model could do before."""
+    validate_: Validate = Field(alias="validate")
+    """What must be true of each row."""
+    check: Check
+    """How to measure whether this data set can work."""
+    gate: Gate
+    """Bounds on those measures."""
+    finetune: Finetune
+    """How to train."""
+    budget: dict[Name, Suite]
+    """How much each benchmark may lose."""
+    merge: Merge
+    """Which interpolations to try."""
+    evaluate: Evaluate
+    """How to measure."""
+    decide: Decide
+    """When it may ship."""
+    register_: Register = Field(alias="register")
+    """Where it goes."""
+
+    @model_validator(mode="after")
+    def _every_benchmark_has_a_budget(self) -> Recipe:
+        if missing := sorted(set(self.benchmarks) - set(self.budget)):
+            raise ValueError(f"no budget for benchmark(s) {', '.join(missing)}")
+        if unknown := sorted(set(self.budget) - set(self.benchmarks)):
+            raise ValueError(f"budget for unknown benchmark(s) {', '.join(unknown)}")
+        if all(suite.informative for suite in self.budget.values()):
+            raise ValueError("every benchmark is informative: nothing would stop a model that forgot")
+        return self
+
+    def sections(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return the named sections as they are called in the file; `a.b` is one field of a section."""
+        by_alias = {(field.alias or name): name for name, field in type(self).model_fields.items()}
+        found = {}
+        for name in names:
+            first, *rest = name.split(".")
+            found[name] = functools.reduce(getattr, rest, getattr(self, by_alias[first]))
+        return found
+
+
+def recipe_path(root: Path, name: str) -> Path:
+    """Return where the recipe `name` lies below the repository `root`."""
+    return root / "recipes" / f"{name}.yaml"
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or has errors: all of them are listed.
+    """
+    if not NAME_PATTERN.match(path.stem):
+        raise ConfigError(f"{path.stem!r} is no recipe name: use lower-case letters, digits and hyphens.")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"There is no recipe {path}. Recipes here: {known}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML (UTF-8): {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(
+            f"{path} is empty or no mapping: see docs/recipes.md for the sections a recipe has."
+        )
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{path} has {error.error_count()} problem(s):", _problems(error)) from None
+
+
+def _problems(error: ValidationError) -> list[str]:
+    problems = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "recipe"
+        message = item["msg"].removeprefix("Value error, ")
+        given = "" if item["type"] in ("missing", "value_error") else f" (given: {item['input']!r:.60})"
+        problems.append(f"{place}: {message}{given}")
+    return problems

@@ -1,0 +1,331 @@
+"""The reports that stages hand to each other and to people: typed JSON, written whole or not at all.
+
+No report holds a time, a duration or a machine's name, so the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.errors import StageError
+from tasks.files import write_text
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Level = Literal["pass", "warn", "refuse"]
+
+
+class Part(BaseModel):
+    """A part of a report."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Report(Part):
+    """A report file. `schema_version` rises when a reader of the old form would misread the new one."""
+
+    schema_version: int = 1
+
+
+class FileRecord(Part):
+    """One file, by content."""
+
+    path: str
+    """Relative to the folder it belongs to, with forward slashes."""
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+class FirstBase(Part):
+    """Where a lineage began: forgetting is measured from here."""
+
+    source: str
+    fingerprint: str
+
+
+class Base(Report):
+    """`base.json`: which pretrained model, resolved to content."""
+
+    source: str
+    """As the recipe names it."""
+    resolved: str
+    """The immutable form: revision, version, or content hash filled in."""
+    fingerprint: str
+    """sha256 over the sorted (path, sha256) of its files; the folder's name in the store."""
+    files: list[FileRecord]
+    architecture: str
+    """`model_type` of its configuration."""
+    first_base: FirstBase
+
+
+class SplitSchema(Report):
+    """`splits/schema.json`: what the split tables hold. Columns: id, text, label (index), group."""
+
+    task: str
+    labels: list[str]
+    rows: dict[str, int]
+    """Rows by split: train, validation, test, and each target by name."""
+    dropped: dict[str, dict[str, int]]
+    """Rows left out, by table and reason."""
+    fingerprint: str
+    """sha256 over the split tables: what the passport clears."""
+    source: dict[str, str]
+    """Raw files by name → sha256."""
+
+
+class BenchmarkInfo(Report):
+    """`<half>/<name>/benchmark.json`, beside `examples.parquet` and `corpus.parquet` or `fit.parquet`."""
+
+    name: str
+    kind: Literal["retrieval", "probe", "knn"]
+    metric: str
+    """`mrr` or `accuracy`."""
+    examples: int
+    fingerprint: str
+    """sha256 over its tables."""
+    neighbours: int | None = None
+    """With `knn`."""
+
+
+class Expectation(Part):
+    """One expectation and how it went."""
+
+    type: str
+    arguments: dict[str, object]
+    success: bool
+    observed: str
+    """What was seen, in words."""
+    failed_ids: list[str]
+    """Row ids of what failed: the first 20."""
+    failed_count: int
+
+
+class ValidateReport(Report):
+    """`validate.json`."""
+
+    rows: int
+    expectations: list[Expectation]
+    failed_expectations: int
+
+
+class Measure(Part):
+    """One figure about the data."""
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None = None
+    """95 % interval, where the value is an estimate."""
+    meaning: str
+    """What the figure says, in a sentence."""
+    remedy: str
+    """What to do when it is bad."""
+    worst: list[str] = []
+    """The worst examples: row ids and an extract."""
+
+
+class CheckReport(Report):
+    """`check.json`."""
+
+    rows: int
+    sampled_rows: dict[str, int]
+    """Rows embedded, by table."""
+    measures: list[Measure]
+
+
+class GateItem(Part):
+    """One measure held against its bound."""
+
+    name: str
+    value: float
+    level: Level
+    reason: str
+    remedy: str
+
+
+class GateReport(Report):
+    """`gate.json`: written whether the answer is yes or no."""
+
+    level: Level
+    items: list[GateItem]
+
+
+class Passport(Report):
+    """`passport.json`: what cleared which splits; nothing in it moves with a bound."""
+
+    splits: str
+    """`SplitSchema.fingerprint`."""
+    cleared_by: list[str]
+    """Names of the measures that were judged."""
+
+
+class FinetuneReport(Report):
+    """`finetune.json`."""
+
+    method: str
+    steps: int
+    epochs: int
+    trainable_parameters: int
+    parameters: int
+    truncated_rows: int
+    probe_validation_accuracy: float
+    """Frozen base plus linear probe: where tuning starts, and what α = 0 means."""
+    best_epoch: int
+    validation_loss: float
+    validation_accuracy: float
+    train_loss: float
+
+
+class SuiteOutcome(Part):
+    """One suite measured on base and candidate, over the same examples."""
+
+    name: str
+    metric: str
+    examples: int
+    base: float
+    candidate: float
+    loss: float
+    """base - candidate: positive is forgotten."""
+    standard_error: float
+    """Of the paired loss."""
+
+
+class AlphaOutcome(Part):
+    """One interpolation: gain on validation, losses on the selection halves."""
+
+    alpha: float
+    validation_accuracy: float
+    gain: float
+    """Over α = 0."""
+    suites: list[SuiteOutcome]
+    within_budget: bool
+    blocked_by: list[str]
+    """Suites whose loss leaves no room."""
+
+
+class Flip(Part):
+    """A selection-half example that the base got right and the tuned model does worse."""
+
+    suite: str
+    id: str
+    extract: str
+    base: float
+    candidate: float
+
+
+class MergeReport(Report):
+    """`merge.json`."""
+
+    alpha: float
+    """The chosen weight: 0 is the base, 1 the tuned model."""
+    rescued: bool
+    """α = 1 was over the budget and a smaller α is not."""
+    outcomes: list[AlphaOutcome]
+    flips: list[Flip]
+    """What the tuned model (α = 1) lost most, from selection halves only: at most ten."""
+    model: str
+    """Fingerprint of the chosen model."""
+
+
+class Pin(Report):
+    """`pin.json`: what this candidate is compared with, resolved once."""
+
+    registry_name: str
+    champion: int | None
+    """Version the alias pointed at; null when there is none."""
+    champion_model: str | None
+    """Fingerprint of its model."""
+    first_base: FirstBase
+
+
+class TargetOutcome(Part):
+    """The task itself on one test set."""
+
+    name: str
+    """`test`, or a target's name."""
+    examples: int
+    base: float
+    """Accuracy of the frozen base plus linear probe."""
+    candidate: float
+    champion: float | None
+    gain: float
+    gain_interval: tuple[float, float]
+    """Two-sided interval at the rule's confidence."""
+    macro_f1: float
+
+
+class EvaluateReport(Report):
+    """`evaluate.json`: measured on the report halves and the test sets."""
+
+    base_model: str
+    candidate_model: str
+    champion: int | None
+    targets: list[TargetOutcome]
+    suites: list[SuiteOutcome]
+
+
+class SuiteVerdict(Part):
+    """The rule, applied to one suite."""
+
+    name: str
+    metric: str
+    margin: float | None
+    """null: informative."""
+    base: float
+    candidate: float
+    loss: float
+    lower: float
+    """One-sided lower bound of the loss."""
+    upper: float
+    """One-sided upper bound of the loss: below the margin is a PASS."""
+    p_value: float
+    """Of «the loss is at least the margin»."""
+    examples: int
+    examples_needed: int | None
+    """At which a model that lost nothing would pass with the stated power; null: cannot be settled."""
+    verdict: Verdict
+    test: str
+    """Which test: exact, t, bootstrap."""
+    reason: str
+
+
+class DecideReport(Report):
+    """`decision.json`."""
+
+    verdict: Verdict
+    reasons: list[str]
+    """Every one, worst first."""
+    advice: list[str]
+    """Recipe changes most likely to pass; empty on PASS."""
+    confidence: float
+    target_verdict: Verdict
+    target_reason: str
+    champion: int | None
+    suites: list[SuiteVerdict]
+    model: str
+    """Fingerprint of the model decided on."""
+
+
+AnyReport = TypeVar("AnyReport", bound=Report)
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write `report` as JSON to `path`: keys in declared order, one trailing newline, whole or not at all."""
+    write_text(path, json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_report(path: Path, kind: type[AnyReport]) -> AnyReport:
+    """Read a report.
+
+    Raises:
+        StageError: it is missing, or not of this form.
+    """
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{path} is missing: run the stage that writes it (`dvc repro`).") from None
+    except ValidationError as error:
+        raise StageError(f"{path} is no {kind.__name__} of this version: {error}") from None
