@@ -1,0 +1,59 @@
+# Everything here can be repeated: a target that has been made is not made again.
+SHELL := /bin/sh
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+EXTRAS := pipeline,s3,gguf,dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-gates bench-tax
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+.venv/.installed: pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 or newer is needed: apt-get install python3.11, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is incomplete: apt-get install python3-venv" >&2; exit 1; }
+	@command -v git >/dev/null || { echo "git is needed: apt-get install git" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt hatchling editables setuptools
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
+	@touch $@
+
+.venv/.demo: .venv/.installed infra/demo-packages.txt
+	$(PIP) install --quiet --no-deps --requirement infra/demo-packages.txt
+	@touch $@
+
+demo: .venv/.demo  ## Fine-tune a real sentiment model and release it, end to end
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/retain run sentiment
+
+test: .venv/.demo  ## Run the test suite (offline, CPU)
+	$(BIN)/pytest
+
+test-slow: .venv/.demo  ## Run the slow tests: servers, whole pipelines, real weights and data
+	$(BIN)/pytest -m "e2e or realdata"
+
+test-all: .venv/.demo  ## Run every test that this machine can run
+	$(BIN)/pytest -m "not gpu"
+
+check: .venv/.installed  ## Lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+serve: .venv/.installed  ## Start the Prefect server, a worker and the weekly schedule on this machine
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/retain serve
+
+bench-rule: .venv/.installed  ## The release rule: false PASS and power, beside two rival rules
+	$(BIN)/python -m tests.bench.bench_rule
+
+bench-tax: .venv/.demo  ## What orchestration costs, as a share of the stages' own time
+	$(BIN)/python -m tests.bench.bench_tax
+
+clean: .venv/.installed  ## Show what old workspaces, checkpoints and experiments could be removed
+	@$(BIN)/retain clean --dry-run
