@@ -1,0 +1,87 @@
+"""A recipe: typos, wrong types and contradictions are all told at once, with their place."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.errors import ConfigError
+from tasks.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+SENTIMENT = yaml.safe_load((ROOT / "recipes/sentiment.yaml").read_text())
+
+
+def write(folder: Path, document: Any, name: str = "mine") -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(document if isinstance(document, str) else yaml.safe_dump(document))
+    return path
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    """The sentiment recipe with keys of its sections replaced."""
+    return {
+        name: {**section, **sections[name]} if name in sections and isinstance(section, dict) else section
+        for name, section in SENTIMENT.items()
+    }
+
+
+def test_three_errors_are_told_at_once_with_their_places(tmp_path: Path) -> None:
+    document = changed(finetune={"learning_rte": 1e-4, "epochs": "two"}, decide={"confidence": 1.5})
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, document))
+    message = str(caught.value)
+    assert "3 problem(s)" in message
+    for place in ("finetune.learning_rte", "finetune.epochs", "decide.confidence"):
+        assert place in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "is empty"),
+        ("- a\n- b\n", "no mapping"),
+        ("a: [1\n", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_recipe(write(tmp_path, text))
+
+
+def test_a_missing_recipe_names_the_ones_there_are(tmp_path: Path) -> None:
+    write(tmp_path, SENTIMENT, "sentiment")
+    with pytest.raises(ConfigError, match="Recipes here: sentiment"):
+        load_recipe(tmp_path / "sentimant.yaml")
+
+
+def test_a_name_that_would_leave_the_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no recipe name"):
+        load_recipe(tmp_path / "..yaml")
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({**SENTIMENT, "budget": {"constitution": {"margin": 0.03}}}, "no budget for benchmark"),
+        (
+            {**SENTIMENT, "budget": {name: {"informative": True} for name in SENTIMENT["budget"]}},
+            "nothing would stop a model that forgot",
+        ),
+        ({**SENTIMENT, "merge": {"alphas": [0.0, 0.5]}}, "must contain 0"),
+        ({**SENTIMENT, "merge": {"alphas": [0.0, 0.5, 0.5, 1.0]}}, "must rise"),
+        (
+            changed(gate={"failed_expectations": {"refuse_above": 0, "refuse_below": 1}}),
+            "warn_above/refuse_above or",
+        ),
+    ],
+)
+def test_contradictions(tmp_path: Path, document: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_recipe(write(tmp_path, document))
+
+
+def test_a_stage_is_handed_one_field_when_it_asks_for_one() -> None:
+    recipe = load_recipe(ROOT / "recipes/sentiment.yaml")
+    assert recipe.sections(("register.name",)) == {"register.name": "sentiment"}
