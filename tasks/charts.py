@@ -36,7 +36,7 @@ class Line:
 
 
 def interval_chart(value: float, lower: float, upper: float, margin: float | None, level: str) -> str:
-    """Draw a loss with its bounds against the margin; `level` is the class: pass, fail, inconclusive or info."""
+    """Draw a loss with its bounds against the margin; `level` is pass, fail, inconclusive or info."""
     width, height, middle = 260, 46, 17
     edge = margin if margin is not None else 0.0
     low, high = min(lower, 0.0, -edge), max(upper, edge, 0.0)
@@ -68,14 +68,16 @@ def _zero_and_margin_labels(x: Scale, margin: float | None, width: int) -> list[
     return [_text("0", x(0), 43, "middle"), _text(label, width - 2, 43, "end")]
 
 
-def accuracy_chart(base: float, candidate: float, interval: tuple[float, float], bounds: tuple[float, float]) -> str:
-    """Draw base (ring) → candidate (dot) with the gain's interval, on a scale shared by the rows (`bounds`)."""
+def accuracy_chart(
+    base: float, candidate: float, interval: tuple[float, float], bounds: tuple[float, float]
+) -> str:
+    """Draw base (ring) → candidate (dot) with the gain's interval, on a scale that all rows share."""
     width, height, middle = 240, 40, 14
-    x = Scale(*bounds, 12, width - 12)
+    x = Scale(*bounds, 12, width - 18)
     level = "pass" if candidate >= base else "fail"
     low, high = (min(max(base + end, bounds[0]), bounds[1]) for end in interval)
     parts = [
-        _rule(12, width - 12, middle, middle, "axis"),
+        _rule(12, width - 18, middle, middle, "axis"),
         *(_rule(x(tick), x(tick), middle - 3, middle + 3, "axis") for tick in ticks(*bounds, count=4)),
         *(_text(f"{tick:.0%}", x(tick), 36, "middle") for tick in ticks(*bounds, count=4)),
         f'<rect class="span {level}" x="{x(low):.1f}" y="{middle - 5}" '
@@ -97,7 +99,7 @@ def line_chart(
     limit: float | None = None,
     limit_label: str = "",
 ) -> str:
-    """Draw lines over a common axis; `mark` is a vertical line (what was chosen), `limit` a horizontal one."""
+    """Draw lines over a common axis; `mark` is a vertical line (the choice), `limit` a horizontal one."""
     width, height, left, bottom = 460, 220, 50, 184
     xs = [point[0] for line in lines for point in line.points]
     ys = [point[1] for line in lines for point in line.points] + ([] if limit is None else [limit, 0.0])
@@ -129,7 +131,7 @@ def _series(line: Line, index: int, x: Scale, y: Scale) -> Iterable[str]:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return round values from `low` to `high`: steps of 1, 2 or 5 times a power of ten, about `count` of them."""
+    """Return about `count` round values from `low` to `high`: steps of 1, 2 or 5 times a power of ten."""
     span = high - low
     if span <= 0 or not math.isfinite(span):
         return [low]

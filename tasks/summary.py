@@ -1,7 +1,7 @@
 """The summary of a run or a release: what it gained, what it forgot, whether it may ship, and why.
 
-A pure function of the report files: `read_reports` → `summarize` → `as_markdown` or `as_html`. The page is one
-file without scripts, fonts or links to load, so that it can be mailed, printed and kept.
+A pure function of the report files: `read_reports` → `summarize` → `as_markdown` or `as_html`. The page is
+one file without scripts, fonts or links to load, so that it can be mailed, printed and kept.
 """
 
 from __future__ import annotations
@@ -229,14 +229,16 @@ def still_valid(reports: Reports) -> tuple[Reports, list[str]]:
     if gate and gate.level == "refuse":
         left = [name for name in later if getattr(reports, name)]
         note = [f"Left out, from an earlier run: {', '.join(left)}."] if left else []
-        return dataclasses.replace(reports, **dict.fromkeys(later), history=[]), note
+        nothing: dict[str, Any] = dict.fromkeys(later)
+        return dataclasses.replace(reports, **nothing, history=[]), note
     stale = []
     if evaluate and (not merge or evaluate.candidate_model != merge.model):
         stale.append("evaluate")
     if decision and (stale or not evaluate or decision.model != evaluate.candidate_model):
         stale.append("decision")
     note = [f"Left out, because they are about another model than the chosen one: {', '.join(stale)}."]
-    return dataclasses.replace(reports, **dict.fromkeys(stale)), note if stale else []
+    left_out: dict[str, Any] = dict.fromkeys(stale)
+    return dataclasses.replace(reports, **left_out), note if stale else []
 
 
 def _outcome(reports: Reports) -> Outcome:
@@ -255,7 +257,9 @@ def _sentence(reports: Reports, outcome: Outcome) -> str:
     gating = [suite for suite in decision.suites if suite.margin is not None]
     gained = _test_gain(reports)
     if outcome == "PASS":
-        return f"{gained} It kept all {len(gating)} original abilities within the loss that was agreed."
+        kept = {1: "the original ability", 2: "both original abilities"}
+        named = kept.get(len(gating), f"all {len(gating)} original abilities")
+        return f"{gained} It kept {named} within the loss that was agreed."
     lost = [suite.name for suite in gating if suite.verdict == "FAIL"]
     open_ = [suite.name for suite in gating if suite.verdict == "INCONCLUSIVE"]
     parts = [f"It forgot more than was agreed on {_listed(lost)}."] if lost else []
@@ -293,7 +297,7 @@ def _figures(reports: Reports) -> tuple[tuple[str, str, str], ...]:
         worst = max(gating, key=lambda suite: suite.upper / (suite.margin or 1))
         share = worst.upper / (worst.margin or 1)
         value = f"{max(share, 0):.0%}" if share < 10 else f"{share:.0f} ×"
-        figures.append(("Of the agreed loss used, at worst", value, f"on {worst.name}"))
+        figures.append(("Agreed loss used, at worst", value, f"on {worst.name}"))
     if reports.merge:
         detail = "0 is the base, 1 the tuned model"
         figures.append(("Weight of the tuning (α)", f"{reports.merge.alpha:g}", detail))
@@ -313,7 +317,7 @@ def _gains(targets: Sequence[TargetOutcome]) -> tuple[Row, ...]:
             percent(target.candidate),
             "" if target.champion is None else percent(target.champion),
             signed_points(target.gain),
-            f"{signed_points(low)} … {signed_points(high)}",
+            f"{signed_points(low).removesuffix(' points')} … {signed_points(high)}",
             f"{target.macro_f1:.3f}",
         )
         level = "pass" if low > 0 else "fail" if high < 0 else ""
@@ -394,9 +398,10 @@ def _training(finetune: FinetuneReport) -> str:
     truncated = f"; {finetune.truncated_rows:,} rows were truncated" if finetune.truncated_rows else ""
     return (
         f"Method {finetune.method}: {finetune.epochs} epoch(s), {finetune.steps:,} steps, "
-        f"{_count(finetune.trainable_parameters)} of {_count(finetune.parameters)} parameters trained{truncated}. "
-        f"Validation accuracy {percent(finetune.probe_validation_accuracy)} with the frozen base and a linear "
-        f"probe, {percent(finetune.validation_accuracy)} after epoch {finetune.best_epoch}, the best."
+        f"{_count(finetune.trainable_parameters)} of {_count(finetune.parameters)} parameters "
+        f"trained{truncated}. Validation accuracy {percent(finetune.probe_validation_accuracy)} with the "
+        f"frozen base and a linear probe, {percent(finetune.validation_accuracy)} after the best epoch "
+        f"({finetune.best_epoch})."
     )
 
 
@@ -435,7 +440,11 @@ def _data_sentence(schema: SplitSchema) -> str:
     rows = ", ".join(f"{count:,} {name}" for name, count in schema.rows.items())
     dropped = sum(count for reasons in schema.dropped.values() for count in reasons.values())
     left = f" {dropped:,} rows were left out, by the recipe's rules." if dropped else ""
-    labels = schema.labels if len(schema.labels) <= 12 else [*schema.labels[:10], f"{len(schema.labels) - 10} more"]
+    labels = (
+        schema.labels
+        if len(schema.labels) <= 12
+        else [*schema.labels[:10], f"{len(schema.labels) - 10} more"]
+    )
     return f"Rows: {rows}.{left} Labels ({len(schema.labels)}): {', '.join(labels)}."
 
 
@@ -474,7 +483,9 @@ def _lineage(reports: Reports) -> list[tuple[str, str]]:
         if first.fingerprint != reports.base.fingerprint:
             lines.append(("First base (reference)", f"{first.source} · {first.fingerprint}"))
     if reports.pin and reports.pin.champion is not None:
-        lines.append(("Compared with", f"{reports.pin.registry_name} version {reports.pin.champion} (champion)"))
+        lines.append(
+            ("Compared with", f"{reports.pin.registry_name} version {reports.pin.champion} (champion)")
+        )
     if reports.schema:
         lines.append(("Data fingerprint", reports.schema.fingerprint))
         lines += [(f"Raw file {name}", sha256) for name, sha256 in reports.schema.source.items()]
@@ -545,6 +556,4 @@ def _render(template: str, summary: Summary) -> str:
 
 def _markdown_text(text: str) -> str:
     """Escape what Markdown or HTML would read as markup, and keep the text on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
-
-
+    return re.sub(r"([\\`*\[\]<>|#~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))

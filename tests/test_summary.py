@@ -54,9 +54,7 @@ def _merge(harm: float, chosen: float) -> r.MergeReport:
 
 def _verdict(name: str, base: float, loss: float, half: float, margin: float | None) -> r.SuiteVerdict:
     limit = margin or 0.0
-    verdict: r.Verdict = (
-        "PASS" if loss + half < limit else "FAIL" if loss - half > limit else "INCONCLUSIVE"
-    )
+    verdict: r.Verdict = "PASS" if loss + half < limit else "FAIL" if loss - half > limit else "INCONCLUSIVE"
     return r.SuiteVerdict(
         name=name,
         metric="mrr" if margin else "accuracy",
@@ -83,9 +81,7 @@ def _decision(losses: dict[str, float], half: float) -> r.DecideReport:
         _verdict("movie-knn", 0.655, -0.011, 0.02, None),
     ]
     worst = {suite.verdict for suite in suites if suite.margin}
-    verdict: r.Verdict = (
-        "FAIL" if "FAIL" in worst else "INCONCLUSIVE" if "INCONCLUSIVE" in worst else "PASS"
-    )
+    verdict: r.Verdict = "FAIL" if "FAIL" in worst else "INCONCLUSIVE" if "INCONCLUSIVE" in worst else "PASS"
     return r.DecideReport(
         verdict=verdict,
         reasons=[f"{suite.name}: {suite.verdict}" for suite in suites if suite.margin],
@@ -129,11 +125,15 @@ def _evaluate() -> r.EvaluateReport:
 def _gate(level: r.Level = "warn") -> r.GateReport:
     remedy = "Remove one of each pair, or set validate.expectations."
     items = [
-        r.GateItem(name="effective_diversity", value=0.31, level="pass", reason="at least 0.05.", remedy=remedy),
+        r.GateItem(
+            name="effective_diversity", value=0.31, level="pass", reason="at least 0.05.", remedy=remedy
+        ),
         r.GateItem(
             name="near_duplicate_share", value=0.081, level=level, reason="above 0.05.", remedy=remedy
         ),
-        r.GateItem(name="exact_duplicate_share", value=0.004, level="pass", reason="below 0.02.", remedy=remedy),
+        r.GateItem(
+            name="exact_duplicate_share", value=0.004, level="pass", reason="below 0.02.", remedy=remedy
+        ),
     ]
     return r.GateReport(level=level, items=items)
 
@@ -284,7 +284,7 @@ def test_a_refusal_shows_reasons_advice_and_flips() -> None:
     summary = summarize(run_reports("fail"), "sentiment")
     assert "forgot more than was agreed on constitution and conversations" in summary.sentence
     for text in (as_markdown(summary), as_html(summary)):
-        assert "Lower finetune.learning" in text
+        assert "Lower finetune.learning_rate to 1e-4" in text
         assert "What the tuned model lost most" in text
         assert "a17" in text
 
@@ -376,7 +376,12 @@ def test_a_broken_history_is_an_error_with_a_place(tmp_path: Path) -> None:
 
 
 def test_interval_stays_in_the_drawing_whatever_the_margin() -> None:
-    for loss, half, margin in ((0.427, 0.03, 0.03), (-0.3, 0.01, 0.02), (0.0, 0.0, None), (0.019, 0.002, 0.02)):
+    for loss, half, margin in (
+        (0.427, 0.03, 0.03),
+        (-0.3, 0.01, 0.02),
+        (0.0, 0.0, None),
+        (0.019, 0.002, 0.02),
+    ):
         drawing = interval_chart(loss, loss - half, loss + half, margin, "fail")
         places = [float(value) for value in re.findall(r'(?:cx|x1|x2|x)="([-\d.]+)"', drawing)]
         assert len(places) > 5
