@@ -144,7 +144,9 @@ class Check(Section):
     permutations: int = Field(ge=99)
     """Permutations of the mismatch test."""
     max_rows: int = Field(gt=0)
-    """Rows embedded at most, a split; a stratified sample beyond (stated in the report)."""
+    """Rows embedded at most, a table; a stratified sample beyond (stated in the report)."""
+    max_length: int = Field(default=128, ge=8)
+    """Tokens of a text that the base model reads for these measures."""
 
 
 class Bound(Section):

@@ -107,6 +107,8 @@ class Expectation(Part):
 class ValidateReport(Report):
     """`validate.json`."""
 
+    splits: str = ""
+    """`SplitSchema.fingerprint` of what was read."""
     rows: int
     expectations: list[Expectation]
     failed_expectations: int
@@ -116,7 +118,8 @@ class Measure(Part):
     """One figure about the data."""
 
     name: str
-    value: float
+    value: float | None
+    """null: inconclusive; `meaning` says why, and a bound on it never passes."""
     interval: tuple[float, float] | None = None
     """95 % interval, where the value is an estimate."""
     meaning: str
@@ -130,6 +133,8 @@ class Measure(Part):
 class CheckReport(Report):
     """`check.json`."""
 
+    splits: str = ""
+    """`SplitSchema.fingerprint` of what was read."""
     rows: int
     sampled_rows: dict[str, int]
     """Rows embedded, by table."""
@@ -140,7 +145,8 @@ class GateItem(Part):
     """One measure held against its bound."""
 
     name: str
-    value: float
+    value: float | None
+    """null: inconclusive."""
     level: Level
     reason: str
     remedy: str
