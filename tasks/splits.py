@@ -1,0 +1,67 @@
+"""Read the canonical splits that `prepare` wrote: one table a split, and one for each target sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import DataError, StageError
+from tasks.paths import Paths
+from tasks.reports import SplitSchema, read_report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("id", "text", "label", "group")
+SPLITS = ("train", "validation", "test")
+
+
+def split_files(paths: Paths, schema: SplitSchema) -> dict[str, Path]:
+    """Return the file of each split and target, in the schema's order.
+
+    Raises:
+        StageError: a file that the schema names is missing, or one lies there that it does not name.
+    """
+    known = {"train": paths.train, "validation": paths.validation, "test": paths.test}
+    files = {name: known.get(name, paths.targets / f"{name}.parquet") for name in schema.rows}
+    problems = [f"{name}: {path} is missing" for name, path in files.items() if not path.is_file()]
+    problems += [f"{name}: not in {paths.schema}" for name in SPLITS if name not in files]
+    problems += [
+        f"{p} is not in {paths.schema}"
+        for p in sorted(paths.targets.glob("*.parquet"))
+        if p not in files.values()
+    ]
+    if problems:
+        raise StageError(
+            "The splits and their schema do not belong together; run `prepare` again (`dvc repro`):", problems
+        )
+    return files
+
+
+def read_splits(paths: Paths) -> tuple[SplitSchema, dict[str, pd.DataFrame]]:
+    """Read the schema and every table: columns id, text, label (index into the declared labels) and group.
+
+    Raises:
+        StageError: a file is missing.
+        DataError: a table is unreadable or has other columns or another number of rows than the schema says.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    schema = read_report(paths.schema, SplitSchema)
+    tables: dict[str, pd.DataFrame] = {}
+    problems = []
+    for name, path in split_files(paths, schema).items():
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, pa.ArrowException) as error:
+            problems.append(f"{path} is no Parquet file: {error}")
+            continue
+        if missing := [column for column in COLUMNS if column not in table]:
+            problems.append(f"{path} lacks the column(s) {', '.join(missing)}")
+        elif len(table) != schema.rows[name]:
+            problems.append(f"{path} has {len(table)} rows, the schema says {schema.rows[name]}")
+        tables[name] = table
+    if problems:
+        raise DataError("The splits cannot be used; run `prepare` again (`dvc repro`):", problems)
+    return schema, tables
