@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,3 +44,15 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Name a folder by its content: sha256, in hex, over the JSON of its sorted [path, sha256] pairs."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint([(path.relative_to(folder).as_posix(), sha256_of(path)) for path in files])
+
+
+def fingerprint(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return the sha256, in hex, over the JSON of the sorted (path, sha256) pairs."""
+    content = json.dumps(sorted([path, digest] for path, digest in pairs), separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()

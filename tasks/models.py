@@ -1,0 +1,239 @@
+"""Model folders: an encoder with mean pooling and, for a classifier, a linear head.
+
+A *model folder* holds an encoder as transformers saves it (`config.json`, `model.safetensors`, tokenizer files) and
+optionally `head.safetensors` and `head.json`. Weights are safetensors only, never pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from tasks.errors import StageError
+from tasks.files import folder_fingerprint, write_text
+
+TOKENS_A_BATCH = 4096
+START_HEAD = "start_head.safetensors"
+
+
+@dataclass
+class Encoder:
+    """An encoder whose sentence vector is the mean of its last hidden states over the attention mask."""
+
+    model: nn.Module
+    tokenizer: Any
+    device: str
+    precision: str = "fp32"
+
+    def encode(self, texts: Sequence[str], *, max_length: int = 128, normalise: bool = True) -> np.ndarray:
+        """Embed texts: float32 `(rows, dim)` in the order given; unit length if `normalise`."""
+        rows = np.zeros((len(texts), int(self.model.config.hidden_size)), dtype=np.float32)
+        self.model.eval()
+        with torch.inference_mode(), self._autocast():
+            for indices, batch in self._batches(texts, max_length):
+                rows[indices] = self.pool(batch).float().cpu().numpy()
+        if normalise:
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return rows
+
+    @property
+    def limit(self) -> int:
+        """Most tokens the model has positions for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+
+    def pool(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean of the last hidden states over the mask: `(rows, dim)`."""
+        hidden = self.model(**batch).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def collate(self, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
+        """Tokenize to the longest of the batch, cut at `max_length` tokens: `(rows, tokens)` on the device."""
+        batch = self.tokenizer(
+            list(texts), truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+        )
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def token_counts(self, texts: Sequence[str]) -> np.ndarray:
+        """Count the tokens of each text, special tokens included and nothing cut: int64 `(rows,)`."""
+        if not texts:
+            return np.zeros(0, dtype=np.int64)
+        encoded = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return np.array([len(ids) for ids in encoded], dtype=np.int64)
+
+    def _batches(
+        self, texts: Sequence[str], max_length: int
+    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        max_length = min(max_length, self.limit)
+        lengths = np.minimum(self.token_counts(texts), max_length)
+        for indices in length_batches(lengths, TOKENS_A_BATCH):
+            yield indices, self.collate([texts[index] for index in indices], max_length)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+@dataclass
+class Classifier(Encoder):
+    """An encoder with a linear head over its (not normalised) sentence vector."""
+
+    head: nn.Linear = None  # type: ignore[assignment]
+    labels: Sequence[str] = ()
+    max_length: int = 128
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Score texts: float32 `(rows, classes)`, in the order given."""
+        return self.score(self.encode(texts, max_length=self.max_length, normalise=False))
+
+    def score(self, features: np.ndarray) -> np.ndarray:
+        """Apply the head to features that `encode(…, normalise=False)` made: float32 `(rows, classes)`."""
+        with torch.inference_mode():
+            return self.head(torch.from_numpy(features).to(self.device)).float().cpu().numpy()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every weight and buffer, encoder and head, by name."""
+        encoder = {f"encoder.{name}": value for name, value in self.model.state_dict().items()}
+        return encoder | {f"head.{name}": value for name, value in self.head.state_dict().items()}
+
+
+def pick_device() -> str:
+    """Return `cuda` where there is a CUDA device, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def length_batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+    """Yield row indices in batches of rows of like length, at most `tokens` padded tokens each."""
+    order = np.argsort(lengths, kind="stable")[::-1]
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        size = max(tokens // longest, 1)
+        yield order[start : start + size]
+        start += size
+
+
+def load_encoder(folder: Path, device: str | None = None, precision: str = "fp32") -> Encoder:
+    """Load the encoder of a model folder.
+
+    Raises:
+        StageError: the folder lacks weights, configuration or tokenizer.
+    """
+    device = device or pick_device()
+    try:
+        model = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise StageError(f"{folder} is no usable model folder: {error}") from error
+    return Encoder(model.to(device).eval(), tokenizer, device, precision)
+
+
+def load_classifier(folder: Path, device: str | None = None, precision: str = "fp32") -> Classifier:
+    """Load a model folder that has a head.
+
+    Raises:
+        StageError: the folder is no classifier.
+    """
+    description = folder / "head.json"
+    if not description.is_file():
+        raise StageError(f"{folder} has no head.json: it is an encoder, not a classifier.")
+    head = json.loads(description.read_text(encoding="utf-8"))
+    encoder = load_encoder(folder, device, precision)
+    return _with_head(encoder, load_file(folder / "head.safetensors"), head)
+
+
+def start_classifier(
+    base_folder: Path, tuned_folder: Path, device: str | None = None, precision: str = "fp32"
+) -> Classifier:
+    """Load where tuning started: the frozen base plus the linear probe. This is what α = 0 means."""
+    head = json.loads((tuned_folder / "head.json").read_text(encoding="utf-8"))
+    return _with_head(
+        load_encoder(base_folder, device, precision), load_file(tuned_folder / START_HEAD), head
+    )
+
+
+def save_classifier(
+    classifier: Classifier, folder: Path, start_head: dict[str, Tensor] | None = None
+) -> None:
+    """Write a model folder, whole or not at all; it replaces what lay there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        classifier.model.save_pretrained(aside, safe_serialization=True)  # type: ignore[operator]
+        classifier.tokenizer.save_pretrained(aside)
+        save_file(_contiguous(classifier.head.state_dict()), aside / "head.safetensors")
+        if start_head is not None:
+            save_file(_contiguous(start_head), aside / START_HEAD)
+        description = {
+            "labels": list(classifier.labels),
+            "pooling": "mean",
+            "max_length": classifier.max_length,
+        }
+        write_text(aside / "head.json", json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+        aside.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def interpolate(base: Classifier, tuned: Classifier, alpha: float) -> Classifier:
+    """Return (1 - α)·base + α·tuned over all weights, head included.
+
+    Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (WiSE-FT).
+    """
+    merged = copy.deepcopy(tuned)
+    start, end = base.state(), tuned.state()
+    if start.keys() != end.keys():
+        raise StageError(f"base and tuned differ in shape: {sorted(start.keys() ^ end.keys())[:5]}")
+    with torch.no_grad():
+        for name, value in merged.state().items():
+            if value.is_floating_point():
+                value.copy_(torch.lerp(start[name].float(), end[name].float(), alpha).to(value.dtype))
+    return merged
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Name a model folder by its content: sha256 in hex."""
+    return folder_fingerprint(folder)
+
+
+def _with_head(encoder: Encoder, weights: dict[str, Tensor], head: dict[str, Any]) -> Classifier:
+    classes, dimensions = weights["weight"].shape
+    if classes != len(head["labels"]):
+        raise StageError(f"the head has {classes} classes but {len(head['labels'])} labels")
+    linear = nn.Linear(dimensions, classes)
+    linear.load_state_dict(weights)
+    return Classifier(
+        encoder.model,
+        encoder.tokenizer,
+        encoder.device,
+        encoder.precision,
+        linear.to(encoder.device),
+        head["labels"],
+        head["max_length"],
+    )
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}

@@ -1,0 +1,90 @@
+"""Tiny models for tests: the shape of the real thing, made in a second, with random weights."""
+
+from pathlib import Path
+
+WORDS = [
+    "good",
+    "great",
+    "fine",
+    "happy",
+    "love",
+    "excellent",
+    "bad",
+    "poor",
+    "awful",
+    "sad",
+    "hate",
+    "terrible",
+    "the",
+    "a",
+    "is",
+    "was",
+    "it",
+    "this",
+    "that",
+    "product",
+    "battery",
+    "screen",
+    "works",
+    "broke",
+    "after",
+    "week",
+    "day",
+    "not",
+    "very",
+    "quite",
+    "really",
+    "phone",
+    "camera",
+    "sound",
+    "book",
+    "film",
+    "story",
+    "and",
+    "or",
+    "but",
+    "with",
+    "for",
+    "of",
+    "to",
+    "in",
+    "on",
+    "question",
+    "answer",
+    "article",
+    "title",
+    "law",
+    "right",
+    "state",
+    "court",
+    "citizen",
+    "one",
+    "two",
+    "three",
+    "four",
+]
+
+
+def make_tiny_base(folder: Path, seed: int = 0) -> Path:
+    """Write a random BERT (2 layers, hidden size 32) with a word-piece tokenizer to `folder`."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789.,!?'-")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *WORDS]
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(dict.fromkeys(pieces)) + "\n")
+    tokenizer = BertTokenizerFast(vocab_file=str(vocabulary), model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
