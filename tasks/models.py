@@ -1,7 +1,7 @@
 """Model folders: an encoder with mean pooling and, for a classifier, a linear head.
 
-A *model folder* holds an encoder as transformers saves it (`config.json`, `model.safetensors`, tokenizer files) and
-optionally `head.safetensors` and `head.json`. Weights are safetensors only, never pickle.
+A *model folder* holds an encoder as transformers saves it (`config.json`, `model.safetensors`, tokenizer
+files) and optionally `head.safetensors` and `head.json`. Weights are safetensors only, never pickle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from tasks.errors import StageError
 from tasks.files import folder_fingerprint, write_text
@@ -33,7 +33,7 @@ START_HEAD = "start_head.safetensors"
 class Encoder:
     """An encoder whose sentence vector is the mean of its last hidden states over the attention mask."""
 
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: Any
     device: str
     precision: str = "fp32"
@@ -61,7 +61,7 @@ class Encoder:
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def collate(self, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
-        """Tokenize to the longest of the batch, cut at `max_length` tokens: `(rows, tokens)` on the device."""
+        """Tokenize to the longest of the batch, at most `max_length`: `(rows, tokens)` on the device."""
         batch = self.tokenizer(
             list(texts), truncation=True, max_length=max_length, padding=True, return_tensors="pt"
         )
@@ -179,7 +179,7 @@ def save_classifier(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        classifier.model.save_pretrained(aside, safe_serialization=True)  # type: ignore[operator]
+        classifier.model.save_pretrained(aside, safe_serialization=True)
         classifier.tokenizer.save_pretrained(aside)
         save_file(_contiguous(classifier.head.state_dict()), aside / "head.safetensors")
         if start_head is not None:

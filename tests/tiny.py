@@ -2,67 +2,11 @@
 
 from pathlib import Path
 
-WORDS = [
-    "good",
-    "great",
-    "fine",
-    "happy",
-    "love",
-    "excellent",
-    "bad",
-    "poor",
-    "awful",
-    "sad",
-    "hate",
-    "terrible",
-    "the",
-    "a",
-    "is",
-    "was",
-    "it",
-    "this",
-    "that",
-    "product",
-    "battery",
-    "screen",
-    "works",
-    "broke",
-    "after",
-    "week",
-    "day",
-    "not",
-    "very",
-    "quite",
-    "really",
-    "phone",
-    "camera",
-    "sound",
-    "book",
-    "film",
-    "story",
-    "and",
-    "or",
-    "but",
-    "with",
-    "for",
-    "of",
-    "to",
-    "in",
-    "on",
-    "question",
-    "answer",
-    "article",
-    "title",
-    "law",
-    "right",
-    "state",
-    "court",
-    "citizen",
-    "one",
-    "two",
-    "three",
-    "four",
-]
+WORDS = (
+    "good great fine happy love excellent bad poor awful sad hate terrible the a is was it this that product "
+    "battery screen works broke after week day not very quite really phone camera sound book film story and or "
+    "but with for of to in on question answer article title law right state court citizen one two"
+).split()
 
 
 def make_tiny_base(folder: Path, seed: int = 0) -> Path:
