@@ -4,8 +4,8 @@ from pathlib import Path
 
 WORDS = (
     "good great fine happy love excellent bad poor awful sad hate terrible the a is was it this that product "
-    "battery screen works broke after week day not very quite really phone camera sound book film story and or "
-    "but with for of to in on question answer article title law right state court citizen one two"
+    "battery screen works broke after week day not very quite really phone camera sound book film story and "
+    "or but with for of to in on question answer article title law right state court citizen one two"
 ).split()
 
 
