@@ -224,9 +224,8 @@ def still_valid(reports: Reports) -> tuple[Reports, list[str]]:
 
     A refused or stopped run leaves the later stages' files of the run before it on the disk.
     """
-    gate, merge, evaluate, decision = reports.gate, reports.merge, reports.evaluate, reports.decision
-    later = ("finetune", "merge", "pin", "evaluate", "decision")
-    if gate and gate.level == "refuse":
+    merge, evaluate, decision = reports.merge, reports.evaluate, reports.decision
+    if later := _overtaken(reports):
         left = [name for name in later if getattr(reports, name)]
         note = [f"Left out, from an earlier run: {', '.join(left)}."] if left else []
         nothing: dict[str, Any] = dict.fromkeys(later)
@@ -239,6 +238,20 @@ def still_valid(reports: Reports) -> tuple[Reports, list[str]]:
     note = [f"Left out, because they are about another model than the chosen one: {', '.join(stale)}."]
     left_out: dict[str, Any] = dict.fromkeys(stale)
     return dataclasses.replace(reports, **left_out), note if stale else []
+
+
+def _overtaken(reports: Reports) -> tuple[str, ...]:
+    """Name the reports that follow new splits or a refusal of the gate, and were written before it."""
+    trained = ("finetune", "merge", "pin", "evaluate", "decision")
+    measured = [name for name in ("validate", "check") if _on_other_splits(reports, name)]
+    if measured:
+        return (*measured, "gate", *trained)
+    return trained if reports.gate and reports.gate.level == "refuse" else ()
+
+
+def _on_other_splits(reports: Reports, name: str) -> bool:
+    splits = getattr(getattr(reports, name), "splits", "")
+    return bool(reports.schema and splits and splits != reports.schema.fingerprint)
 
 
 def _outcome(reports: Reports) -> Outcome:
@@ -425,7 +438,7 @@ def _data(gate: GateReport) -> tuple[Row, ...]:
         Row(
             (
                 _words(item.name),
-                f"{item.value:.4g}",
+                "not settled" if item.value is None else f"{item.value:.4g}",
                 words[item.level],
                 item.reason,
                 "" if item.level == "pass" else item.remedy,

@@ -321,6 +321,16 @@ def test_a_decision_about_another_model_is_left_out() -> None:
     )
 
 
+def test_reports_on_other_splits_are_left_out() -> None:
+    reports = run_reports()
+    assert reports.check
+    other = dataclasses.replace(reports, check=reports.check.model_copy(update={"splits": "0" * 64}))
+    summary = summarize(other, "sentiment")
+    assert summary.outcome == "UNFINISHED"
+    assert not summary.data
+    assert "check, gate, finetune" in summary.notes[0]
+
+
 def test_failed_expectations_are_named_with_their_rows() -> None:
     failed = r.Expectation(
         type="expect_column_values_to_not_be_null",

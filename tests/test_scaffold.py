@@ -1,0 +1,178 @@
+"""`retain init` proposes a recipe that loads, for tables as people have them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.scaffold import Choice, scaffold
+from tasks.errors import ConfigError, DataError, PipelineError
+from tasks.recipe import load_recipe
+
+TEXTS = [f"the {word} arrived {when} and was {how}" for word in ("phone", "cable", "lamp", "case")
+         for when in ("late", "early", "today") for how in ("fine", "broken", "odd")]  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Make an empty repository."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "params.yaml").write_text("# The recipes that are built.\nrecipes:\n  - sentiment\n")
+    return tmp_path
+
+
+def table(path: Path, header: list[str], rows: list[list[str]], delimiter: str = ",") -> Path:
+    """Write a CSV or TSV file."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([header, *rows] if header else rows)
+    return path
+
+
+def reviews(path: Path) -> Path:
+    """Write 36 labelled reviews."""
+    rows = [[str(i), text, "bad" if "broken" in text else "good"] for i, text in enumerate(TEXTS)]
+    return table(path, ["id", "review", "sentiment"], rows)
+
+
+def make(root: Path, file: Path, choice: Choice | None = None) -> Path:
+    return scaffold(root, "reviews", file, "text-classification", None, choice)
+
+
+def test_the_proposal_loads_and_names_columns_and_labels(root: Path) -> None:
+    path = make(root, reviews(root / "my reviews.csv"))
+    recipe = load_recipe(path)
+    assert recipe.data.train.text == "review"
+    assert recipe.data.train.label == "sentiment"
+    assert recipe.data.train.id == "id"
+    assert recipe.data.train.file == "my reviews.csv"
+    assert recipe.data.labels == ["bad", "good"]
+    assert not recipe.register_.promote
+    assert "# Rows seen by label: good 24, bad 12" in path.read_text()
+
+
+def test_params_list_the_recipe_and_keep_their_comment(root: Path) -> None:
+    make(root, reviews(root / "reviews.csv"))
+    text = (root / "params.yaml").read_text()
+    assert yaml.safe_load(text) == {"recipes": ["sentiment", "reviews"]}
+    assert text.startswith("# The recipes that are built.")
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
+def test_other_formats(root: Path, suffix: str) -> None:
+    file = root / f"data.{suffix}"
+    rows = [{"body": text, "intent": "a" if i % 2 else "b"} for i, text in enumerate(TEXTS)]
+    if suffix == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        table(file, ["body", "intent"], [list(row.values()) for row in rows], "\t")
+    recipe = load_recipe(make(root, file))
+    assert (recipe.data.train.format, recipe.data.train.text, recipe.data.labels) == (
+        suffix,
+        "body",
+        ["a", "b"],
+    )
+
+
+def test_columns_are_found_by_content_when_names_say_nothing(root: Path) -> None:
+    rows = [[str(i * 7919), text, "x" if i % 3 else "y"] for i, text in enumerate(TEXTS)]
+    recipe = load_recipe(make(root, table(root / "d.csv", ["n", "what", "kind"], rows)))
+    assert (recipe.data.train.text, recipe.data.train.label) == ("what", "kind")
+
+
+def test_a_file_without_header_needs_names(root: Path) -> None:
+    rows = [[str(i), text, "x" if i % 3 else "y"] for i, text in enumerate(TEXTS)]
+    file = table(root / "d.csv", [], rows)
+    with pytest.raises(DataError, match=r"names no columns.*--columns text,label"):
+        make(root, file)
+    recipe = load_recipe(make(root, file, Choice(columns=("n", "text", "label"))))
+    assert recipe.data.train.header == ["n", "text", "label"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(root: Path) -> None:
+    file = reviews(root / "d.csv")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_recipe(make(root, file)).data.train.id == "id"
+
+
+def test_labels_that_yaml_would_misread_are_quoted(root: Path) -> None:
+    rows = [[text, ["yes", "no", "1", "a: b", "#x"][i % 5]] for i, text in enumerate(TEXTS)]
+    recipe = load_recipe(make(root, table(root / "d.csv", ["text", "label"], rows)))
+    assert recipe.data.labels == ["#x", "1", "a: b", "no", "yes"]
+
+
+def test_nothing_is_overwritten(root: Path) -> None:
+    file = reviews(root / "d.csv")
+    path = make(root, file)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="exists and is not overwritten"):
+        make(root, file)
+    assert path.read_bytes() == before
+
+
+def _bad(name: str, content: bytes, folder: Path) -> Path:
+    file = folder / name
+    file.write_bytes(content)
+    return file
+
+
+HEADER = b"text,label\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.csv", b"", "is empty"),
+        ("d.csv", HEADER, "no rows below"),
+        ("d.csv", "text,label\nnaïve,a\n".encode("utf-16"), "UTF-16: convert it with `iconv"),
+        ("d.csv", b"text,label\n\x00\x01,a\n", "is binary"),
+        ("d.csv", "text,label\nnaïve,a\n".encode("latin-1"), "not UTF-8"),
+        ("d.csv", HEADER + b"one,a,b\ntwo\n" * 3, r"line 2: 3 columns[\s\S]*line 3: 1 columns"),
+        ("d.csv", HEADER + b"one,a\ntwo,a\n" * 6, "one value only"),
+        ("d.csv", HEADER + b"one,a\ntwo,b\n" * 6 + b"three,c\n", "'c': 1"),
+        ("d.csv", HEADER + b"one,a\ntwo,b\n" * 6 + b"three,\n", "1 of 13 rows have no label"),
+        ("d.csv", b"text;label\none;a\n", "one column only"),
+        ("d.xlsx", b"PK", "should end in one of .csv, .tsv"),
+        ("d.jsonl", b'{"text": "a"}\n{oops\n', "line 2: no JSON"),
+        ("d.jsonl", b"[1]\n", "a JSON object is needed, not a list"),
+    ],
+)
+def test_bad_files_are_refused_with_place_and_remedy(
+    root: Path, name: str, content: bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        make(root, _bad(name, content, root))
+    assert list((root / "recipes").iterdir()) == [], "nothing half-written"
+    assert "reviews" not in (root / "params.yaml").read_text()
+
+
+def test_a_missing_file_and_a_bad_name_and_task(root: Path) -> None:
+    with pytest.raises(DataError, match="There is no file"):
+        make(root, root / "gone.csv")
+    file = reviews(root / "d.csv")
+    with pytest.raises(ConfigError, match="no recipe name"):
+        scaffold(root, "My Reviews", file, "text-classification")
+    with pytest.raises(ConfigError, match="no task 'magic'"):
+        scaffold(root, "reviews", file, "magic")
+    with pytest.raises(ConfigError, match=r"no column stars\. Its columns: id, review, sentiment"):
+        make(root, file, Choice(label="stars"))
+
+
+def test_two_likely_labels_are_asked_about(root: Path) -> None:
+    rows = [[text, "ab"[i % 2], "cd"[i % 2]] for i, text in enumerate(TEXTS)]
+    with pytest.raises(DataError, match="--text COLUMN --label COLUMN"):
+        make(root, table(root / "d.csv", ["words", "first", "second"], rows))
+
+
+def test_a_recipe_that_does_not_load_is_not_left_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise ConfigError("no")
+
+    monkeypatch.setattr("flows.scaffold.load_recipe", fail)
+    with pytest.raises(PipelineError):
+        make(root, reviews(root / "d.csv"))
+    assert not list((root / "recipes").iterdir())
