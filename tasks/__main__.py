@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -17,17 +18,23 @@ from types import FrameType
 from tasks.errors import PipelineError, Preempted
 from tasks.files import write_text
 from tasks.paths import Paths
-from tasks.recipe import load_recipe, recipe_path
+from tasks.recipe import NAME_PATTERN, load_recipe, recipe_path
+from tasks.stage_log import end_with_parent, keep_log
 from tasks.stages import STAGES
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the stage named on the command line in the repository of the working folder; return its status."""
+    as_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 2 or arguments[0] not in STAGES:
         print(f"usage: python -m tasks {{{','.join(STAGES)}}} RECIPE", file=sys.stderr)
         return 2
     stage, name = arguments
+    if as_process and NAME_PATTERN.match(name):
+        keep_log(Paths(Path.cwd(), name).stage_log(stage))
+    if as_process and "DVC_STAGE" in os.environ:
+        end_with_parent()
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -135,6 +135,10 @@ class Paths:
         """Timings, logs, Data Docs: not results."""
         return self.root / ".retain" / self.recipe
 
+    def stage_log(self, stage: str) -> Path:
+        """What the stage printed when it last ran here."""
+        return self.scratch / "logs" / f"{stage}.log"
+
 
 def store() -> Path:
     """Return the machine's store of base weights, source files, measurements and checkpoints.
