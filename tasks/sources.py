@@ -1,0 +1,389 @@
+"""Where raw data and base models come from: one notation, resolved here to immutable content.
+
+hub:org/name@revision              a model on the Hugging Face hub
+path:folder-or-file, ./x, /x       on this machine
+package:NAME==VERSION/inner/path   a file or folder inside an installed package
+sdist:NAME==VERSION!file[!member]  a file in a pinned source distribution, or in an archive within it
+release:NAME@alias                 a model in the registry
+s3://… https://… git+…             raw data; DVC imports it (`dvc import-url`, `dvc import`)
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tasks.errors import ConfigError, DataError
+from tasks.files import atomic_path, fingerprint, sha256_of, write_text
+from tasks.paths import Paths, registry_root, store
+from tasks.recipe import Recipe
+from tasks.reports import Base, FileRecord, FirstBase
+
+NOTATIONS = (__doc__ or "").split("\n\n", 2)[1]
+MODEL_FILES = re.compile(
+    r"^(config[^/]*\.json|generation_config\.json|[^/]*\.safetensors|model\.safetensors\.index\.json|tokenizer[^/]*"
+    r"|vocab[^/]*|merges\.txt|special_tokens_map\.json|added_tokens\.json|[^/]*\.model|chat_template[^/]*"
+    r"|preprocessor_config\.json|modules\.json|sentence_bert_config\.json|1_Pooling/config\.json|head\.json)$"
+)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed source: `kind` is the notation's prefix; `inner` is the path within a package or archive."""
+
+    text: str
+    kind: str
+    name: str
+    version: str = ""
+    inner: tuple[str, ...] = ()
+
+
+def parse_source(text: str) -> Source:
+    """Parse a source.
+
+    Raises:
+        ConfigError: it fits no notation; the message lists them.
+    """
+    if text.startswith(("s3://", "https://", "http://", "git+", "gs://", "azure://")):
+        return Source(text, "import", text)
+    if text.startswith(("./", "/", "../")):
+        return Source(text, "path", text)
+    patterns = {
+        "path": r"path:(?P<name>.+)",
+        "hub": r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<version>[\w./-]+)",
+        "release": r"release:(?P<name>[a-z0-9][a-z0-9-]*)@(?P<version>[\w-]+)",
+        "package": r"package:(?P<name>[\w.-]+)==(?P<version>[\w.!+-]+?)/(?P<inner>.+)",
+        "sdist": r"sdist:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)!(?P<inner>.+)",
+    }
+    for kind, pattern in patterns.items():
+        if match := re.fullmatch(pattern, text):
+            groups = match.groupdict()
+            inner = groups.get("inner") or ""
+            parts = tuple(inner.split("!")) if kind == "sdist" else ((inner,) if inner else ())
+            _refuse_traversal(text, parts)
+            return Source(text, kind, groups["name"], groups.get("version") or "", parts)
+    raise ConfigError(f"{text!r} is no source. A source is one of:\n{NOTATIONS}")
+
+
+def fetch_raw(recipe: Recipe, paths: Paths) -> bool:
+    """Fill `data/raw/<recipe>/` with what is missing of the recipe's sources; say whether anything was.
+
+    Raises:
+        ConfigError: a source is written wrongly, or must be imported by DVC first.
+        DataError: a source cannot be reached or lacks the file.
+    """
+    source = recipe.data.source
+    if isinstance(source, str):
+        if paths.raw.exists():
+            return False
+        _fetch(parse_source(source), paths.raw, paths.root)
+        return True
+    missing = {name: text for name, text in source.items() if not (paths.raw / name).exists()}
+    for name, text in missing.items():
+        _refuse_traversal(name, (name,))
+        _fetch(parse_source(text), paths.raw / name, paths.root)
+    return bool(missing)
+
+
+def resolve_base(text: str, root: Path) -> Base:
+    """Resolve a base model to content, with its files in the store.
+
+    Raises:
+        ConfigError: the source is written wrongly, or cannot name a model.
+        DataError: it cannot be reached, or is no model with safetensors weights.
+    """
+    source = parse_source(text)
+    if source.kind not in ("path", "hub", "package", "release"):
+        raise ConfigError(f"base {text!r}: a base model is a hub:, path:, package: or release: source.")
+    bases = store() / "bases"
+    bases.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=bases, prefix=".new."))
+    try:
+        resolved, first = _materialise_base(source, aside, root)
+        files = _records(aside)
+        mark = fingerprint([(record.path, record.sha256) for record in files])
+        _move_into(aside, bases / mark)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return Base(
+        source=text,
+        resolved=resolved,
+        fingerprint=mark,
+        files=files,
+        architecture=_architecture(bases / mark),
+        first_base=first or FirstBase(source=resolved, fingerprint=mark),
+    )
+
+
+def base_folder(base: Base, root: Path) -> Path:
+    """Return the store's folder of a resolved base; fetch it again where this machine lacks it.
+
+    Raises:
+        DataError: the source holds other content than it did when it was resolved.
+    """
+    folder = store() / "bases" / base.fingerprint
+    if folder.is_dir() and all(
+        (folder / record.path).is_file() and (folder / record.path).stat().st_size == record.size
+        for record in base.files
+    ):
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    again = resolve_base(base.resolved, root)
+    if again.fingerprint != base.fingerprint:
+        raise DataError(
+            f"The base model {base.resolved} has changed since it was pinned: it was {base.fingerprint[:12]}, it is "
+            f"{again.fingerprint[:12]}. Restore the old files, or run `dvc repro --force prepare@<recipe>` to take "
+            "the new ones."
+        )
+    return folder
+
+
+def _fetch(source: Source, destination: Path, root: Path) -> None:
+    """Copy a file or folder of raw data to `destination`, whole or not at all."""
+    if source.kind == "import":
+        raise ConfigError(
+            f"{source.text} is imported by DVC, so that `dvc update` can follow it: run "
+            f"`dvc import-url {source.text} {destination.relative_to(root)}` (for git: `dvc import URL PATH -o …`) once."
+        )
+    if source.kind == "sdist":
+        _fetch_from_sdist(source, destination)
+        return
+    if source.kind not in ("path", "package"):
+        raise ConfigError(
+            f"{source.text} names a model; raw data is path:, package:, sdist: or imported by DVC."
+        )
+    origin = _local_path(source, root)
+    if origin.is_file():
+        with atomic_path(destination) as aside:
+            shutil.copyfile(origin, aside)
+        return
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    aside_folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
+    try:
+        shutil.copytree(
+            origin, aside_folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+        )
+        aside_folder.chmod(0o755)
+        aside_folder.rename(destination)
+    finally:
+        shutil.rmtree(aside_folder, ignore_errors=True)
+
+
+def _local_path(source: Source, root: Path) -> Path:
+    """Return the file or folder that a path: or package: source names."""
+    if source.kind == "path":
+        path = root / os.path.expanduser(source.name.removeprefix("path:"))
+        if not path.exists():
+            raise DataError(f"{source.text}: there is no {path}.")
+        return path
+    remedy = f"install it: `pip install --no-deps {source.name}=={source.version}`"
+    try:
+        distribution = importlib.metadata.distribution(source.name)
+    except importlib.metadata.PackageNotFoundError:
+        raise DataError(f"{source.text}: the package {source.name} is not installed; {remedy}.") from None
+    if distribution.version != source.version:
+        raise DataError(f"{source.text}: version {distribution.version} is installed; {remedy}.")
+    path = Path(str(distribution.locate_file(source.inner[0])))
+    if not path.exists():
+        raise DataError(f"{source.text}: the package is installed but has no {source.inner[0]}.")
+    return path
+
+
+def _fetch_from_sdist(source: Source, destination: Path) -> None:
+    archive = _sdist(source)
+    root = archive.name.removesuffix(".tar.gz")
+    with tempfile.TemporaryDirectory() as folder:
+        member = f"{root}/{source.inner[0]}"
+        for number, inner in enumerate((member, *source.inner[1:])):
+            extracted = Path(folder) / str(number)
+            _extract(archive, inner, extracted, source)
+            archive = extracted
+        with atomic_path(destination) as aside:
+            shutil.copyfile(archive, aside)
+
+
+def _extract(archive: Path, member: str, destination: Path, source: Source) -> None:
+    """Copy one regular file of a tar archive out of it."""
+    try:
+        with tarfile.open(archive) as tar:
+            file = tar.extractfile(member)
+            if file is None:
+                raise KeyError(member)
+            with file, destination.open("wb") as written:
+                shutil.copyfileobj(file, written)
+    except KeyError:
+        raise DataError(f"{source.text}: the archive has no file {member}.") from None
+    except tarfile.TarError as error:
+        raise DataError(f"{source.text}: the archive cannot be read ({error}); delete {archive}.") from None
+
+
+def _sdist(source: Source) -> Path:
+    """Return the source distribution's archive, downloaded by pip once and kept in the store."""
+    folder = store() / "sources" / f"{source.name}-{source.version}"
+    if kept := sorted(folder.glob("*.tar.gz")):
+        return kept[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
+        command += ["--no-binary", ":all:", "--no-build-isolation", "--dest", aside]
+        done = subprocess.run(
+            [*command, f"{source.name}=={source.version}"], capture_output=True, text=True, check=False
+        )
+        found = sorted(Path(aside).glob("*.tar.gz"))
+        if done.returncode or not found:
+            last = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
+            raise DataError(
+                f"{source.text}: pip could not download the source distribution: {last}\nCheck the network and the "
+                f"version, or put the archive into {folder} by hand."
+            )
+        found[0].rename(folder / found[0].name)
+    return folder / found[0].name
+
+
+def _materialise_base(source: Source, aside: Path, root: Path) -> tuple[str, FirstBase | None]:
+    """Copy a base model's files to `aside`; return its immutable name, and its first base if it has a lineage."""
+    if source.kind == "hub":
+        return _download_hub(source, aside), None
+    if source.kind == "release":
+        return _download_release(source, aside, root)
+    origin = _local_path(source, root)
+    if origin.suffix == ".gguf":
+        _convert_gguf(origin, aside)
+    elif not origin.is_dir():
+        raise DataError(
+            f"base {source.text}: {origin} is no folder (a model folder or a .gguf file is needed)."
+        )
+    else:
+        _copy_model(origin, aside, source.text)
+    return source.text, None
+
+
+def _copy_model(origin: Path, aside: Path, text: str) -> None:
+    files = [path for path in sorted(origin.rglob("*")) if path.is_file()]
+    kept = [path for path in files if MODEL_FILES.match(path.relative_to(origin).as_posix())]
+    names = {path.name for path in kept}
+    problems = []
+    if "config.json" not in names:
+        problems.append("it has no config.json: it is no model folder that transformers can load")
+    if not any(name.endswith(".safetensors") for name in names):
+        pickled = [path.name for path in files if path.suffix in PICKLES]
+        problems.append(
+            f"its weights are pickle only ({', '.join(pickled)}), which can run code when loaded: convert them with "
+            "transformers' `save_pretrained` to safetensors"
+            if pickled
+            else "it has no weights (*.safetensors): was the download complete?"
+        )
+    if problems:
+        raise DataError(f"base {text} ({origin}) cannot be used:", problems)
+    for path in kept:
+        target = aside / path.relative_to(origin)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _download_hub(source: Source, aside: Path) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.model", "*.jinja"]
+    try:
+        revision = source.version
+        if not re.fullmatch(r"[0-9a-f]{40}", revision) and not os.environ.get("HF_HUB_OFFLINE"):
+            revision = str(HfApi().model_info(source.name, revision=revision).sha)
+        folder = snapshot_download(source.name, revision=revision, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise DataError(
+            f"base {source.text}: the hub could not deliver it ({type(error).__name__}: {error}). Check name, revision, "
+            "network and token; offline, name a folder: path:…"
+        ) from error
+    resolved = f"hub:{source.name}@{Path(folder).name}"
+    _copy_model(Path(folder), aside, resolved)
+    return resolved
+
+
+def _download_release(source: Source, aside: Path, root: Path) -> tuple[str, FirstBase | None]:
+    from tasks.registry import open_registry
+
+    registry = open_registry(registry_root(root))
+    manifest = registry.resolve(source.name, source.version)
+    registry.download(source.name, manifest.version, aside / "release")
+    _copy_model(aside / "release", aside, source.text)
+    shutil.rmtree(aside / "release")
+    (aside / "head.json").unlink(missing_ok=True)
+    (aside / "head.safetensors").unlink(missing_ok=True)
+    first = FirstBase.model_validate(manifest.lineage["first_base"])
+    return f"release:{source.name}@{manifest.version}", first
+
+
+def _convert_gguf(origin: Path, aside: Path) -> None:
+    """Convert GGUF weights to safetensors, dequantized to fp32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(origin.parent, gguf_file=origin.name)
+        tokenizer = AutoTokenizer.from_pretrained(origin.parent, gguf_file=origin.name)
+    except ImportError as error:
+        raise DataError(
+            f"{origin}: converting GGUF needs the extra `gguf`: pip install 'retain[gguf]'."
+        ) from error
+    # Dequantized weights are plain fp32; what says otherwise makes save_pretrained refuse.
+    for attribute in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    setattr(model, "is_quantized", False)  # noqa: B010  a plain attribute, not a module
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    write_text(aside / "config_source.json", f'{{"gguf_sha256": "{sha256_of(origin)}"}}\n')
+
+
+def _records(folder: Path) -> list[FileRecord]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [
+        FileRecord(path=path.relative_to(folder).as_posix(), sha256=sha256_of(path), size=path.stat().st_size)
+        for path in files
+    ]
+
+
+def _move_into(aside: Path, folder: Path) -> None:
+    """Rename `aside` to `folder`; another process may have been first, with the same content."""
+    aside.chmod(0o755)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _architecture(folder: Path) -> str:
+    import json
+
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (json.JSONDecodeError, KeyError) as error:
+        raise DataError(f"{folder / 'config.json'} names no model_type ({error}).") from None
+
+
+def _refuse_traversal(text: str, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        path = PurePosixPath(part)
+        if path.is_absolute() or ".." in path.parts or not part:
+            raise ConfigError(f"{text!r}: {part!r} must be a relative path that does not leave its folder.")

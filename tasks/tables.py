@@ -1,0 +1,205 @@
+"""Read a raw file as rows of id, text, label and group, and say everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from tasks.errors import DataError
+from tasks.recipe import Table
+
+SHOWN = 5
+ENCODING_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
+
+
+def read_table(table: Table, folder: Path, labels: list[str]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Read `table` from `folder`.
+
+    Returns:
+        A frame of strings with the columns id, text, label and group, in file order; and how many rows were
+        dropped, by reason.
+
+    Raises:
+        DataError: the file or its rows cannot be used; every problem is listed, with line numbers.
+    """
+    path = folder / table.file
+    rows = _read_rows(table, path)
+    problems: list[str] = []
+    needed = {
+        "text": table.text,
+        "label": table.sign_of or table.label,
+        **({"id": table.id} if table.id else {}),
+        **({"group": table.group} if table.group else {}),
+    }
+    if missing := [f"{column!r} (for {role})" for role, column in needed.items() if column not in rows]:
+        raise DataError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(map(str, rows))}.")
+    if rows.empty:
+        raise DataError(f"{path} has no rows.")
+    frame = pd.DataFrame({role: rows[column].astype("string") for role, column in needed.items()})
+    frame["line"] = rows["_line"]
+    if "id" not in frame:
+        frame["id"] = frame["line"].astype("string")
+    frame["group"] = _groups(table, frame, problems)
+    frame["text"] = frame["text"].str.strip()
+    _report(problems, frame, frame["text"].isna() | (frame["text"] == ""), "the text is empty")
+    _report(
+        problems,
+        frame,
+        frame["id"].duplicated(keep=False) | frame["id"].isna(),
+        "the id is missing or repeated",
+    )
+    dropped: dict[str, int] = {}
+    if table.sign_of:
+        frame, dropped = _labels_from_sign(table, frame, problems)
+    else:
+        frame["label"] = frame["label"].str.strip()
+    empty = frame["label"].isna() | (frame["label"] == "")
+    _report(problems, frame, empty, "the label is empty")
+    unknown = ~frame["label"].isin(labels) & ~empty
+    values = ", ".join(sorted(set(frame.loc[unknown, "label"]))[:SHOWN])
+    _report(
+        problems, frame, unknown, f"the label is not declared ({values}); declared are {', '.join(labels)}"
+    )
+    if problems:
+        raise DataError(f"{path} cannot be used:", problems)
+    return frame[["id", "text", "label", "group"]].astype(str).reset_index(drop=True), dropped
+
+
+def _groups(table: Table, frame: pd.DataFrame, problems: list[str]) -> pd.Series:
+    """Return what must not be split: the group column, cut by the pattern; each row by itself where there is none."""
+    if not table.group:
+        return frame["id"]
+    if not table.group_pattern:
+        _report(problems, frame, frame["group"].isna(), "the group is empty")
+        return frame["group"]
+    found = frame["group"].str.extract(re.compile(table.group_pattern), expand=False)
+    found = found.iloc[:, 0] if isinstance(found, pd.DataFrame) else found
+    _report(
+        problems, frame, found.isna(), f"{table.group!r} does not match group_pattern {table.group_pattern!r}"
+    )
+    return found.astype("string")
+
+
+def _labels_from_sign(
+    table: Table, frame: pd.DataFrame, problems: list[str]
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    values = pd.to_numeric(frame["label"], errors="coerce")
+    _report(problems, frame, values.isna(), f"{table.sign_of!r} is no number")
+    kept = values.isna() | ((values.abs() >= table.drop_below) & (values != 0))
+    frame = frame[kept].copy()
+    frame["label"] = values[kept].map(lambda value: "positive" if value > 0 else "negative").astype("string")
+    if frame.empty:
+        problems.append(f"every row has |{table.sign_of}| below {table.drop_below}: lower drop_below")
+    return frame, {f"|{table.sign_of}| < {table.drop_below:g}": int((~kept).sum())}
+
+
+def _report(problems: list[str], frame: pd.DataFrame, bad: pd.Series, what: str) -> None:
+    lines = frame.loc[bad.fillna(True).astype(bool), "line"].tolist()
+    if lines:
+        shown = ", ".join(map(str, lines[:SHOWN])) + (", …" if len(lines) > SHOWN else "")
+        problems.append(f"{what}: {len(lines)} row(s), line {shown}")
+
+
+def _read_rows(table: Table, path: Path) -> pd.DataFrame:
+    """Read the file as it is; the column `_line` is where each row begins."""
+    if not path.is_file():
+        near = ", ".join(sorted(other.name for other in path.parent.glob("*"))) or "nothing"
+        raise DataError(f"There is no {path}. In that folder: {near}.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.")
+    if table.format in ("parquet", "arrow"):
+        return _read_columnar(table, path)
+    text = read_text(path)
+    rows = _read_jsonl(text, path) if table.format == "jsonl" else _read_delimited(table, text, path)
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """Read a file as UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: it is binary, or another encoding; the message says which and how to convert it.
+    """
+    content = path.read_bytes()
+    for mark, name in ENCODING_MARKS.items():
+        if content.startswith(mark):
+            raise DataError(f"{path} is {name}; convert it: iconv -f {name} -t UTF-8 {path.name} > utf8.csv")
+    if b"\x00" in content:
+        raise DataError(
+            f"{path} is binary (a NUL byte at offset {content.index(0)}); text in UTF-8 is needed."
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path} line {line}: byte {content[error.start]:#04x} is not valid UTF-8. If the file is Latin-1: "
+            f"iconv -f LATIN1 -t UTF-8 {path.name} > utf8.csv"
+        ) from None
+
+
+def _read_delimited(table: Table, text: str, path: Path) -> pd.DataFrame:
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter="\t" if table.format == "tsv" else ",",
+        quoting=csv.QUOTE_MINIMAL if table.quoting else csv.QUOTE_NONE,
+        strict=table.quoting,
+    )
+    header, rows, lines, ragged, start = table.header, [], [], [], 1
+    try:
+        for row in reader:
+            here, start = start, reader.line_num + 1
+            if not row:
+                continue
+            if header is None:
+                header = [name.strip() for name in row]
+                continue
+            if len(row) != len(header):
+                ragged.append(f"line {here}: {len(row)} fields, {len(header)} expected")
+                continue
+            rows.append(row)
+            lines.append(here)
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {reader.line_num}: {error}. For raw text set `quoting: false`."
+        ) from None
+    if ragged:
+        more = [f"and {len(ragged) - SHOWN} more"] if len(ragged) > SHOWN else []
+        raise DataError(f"{path} has {len(ragged)} ragged row(s):", ragged[:SHOWN] + more)
+    repeated = sorted({name for name in header or [] if (header or []).count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}: the column name(s) {', '.join(repeated)} are repeated.")
+    frame = pd.DataFrame(rows, columns=header or [], dtype="string")
+    return frame.assign(_line=lines)
+
+
+def _read_jsonl(text: str, path: Path) -> pd.DataFrame:
+    rows, problems = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+            rows.append({**row, "_line": number})
+        except ValueError as error:
+            problems.append(f"line {number}: {error}")
+    if problems:
+        raise DataError(f"{path} is not JSON Lines:", problems[:SHOWN])
+    return pd.DataFrame(rows)
+
+
+def _read_columnar(table: Table, path: Path) -> pd.DataFrame:
+    import pyarrow as pa
+
+    try:
+        frame = pd.read_parquet(path) if table.format == "parquet" else pd.read_feather(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is no readable {table.format} file: {error}") from None
+    return frame.assign(_line=range(1, len(frame) + 1))
