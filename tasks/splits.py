@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.errors import DataError, StageError
+from tasks.files import sha256_of
 from tasks.paths import Paths
 from tasks.reports import SplitSchema, read_report
 
@@ -65,3 +68,9 @@ def read_splits(paths: Paths) -> tuple[SplitSchema, dict[str, pd.DataFrame]]:
     if problems:
         raise DataError("The splits cannot be used; run `prepare` again (`dvc repro`):", problems)
     return schema, tables
+
+
+def splits_fingerprint(files: Mapping[str, Path]) -> str:
+    """Return `SplitSchema.fingerprint`: sha256 over sorted lines `<name> <sha256 of the file>`."""
+    lines = "".join(f"{name} {sha256_of(files[name])}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()

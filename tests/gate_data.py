@@ -10,6 +10,7 @@ import pandas as pd
 
 from tasks.paths import Paths
 from tasks.reports import SplitSchema, write_report
+from tasks.splits import splits_fingerprint
 
 Row = tuple[str, int]
 LABELS = ["negative", "positive"]
@@ -56,6 +57,7 @@ def reviews(count: int, start: int = 0) -> list[Row]:
 def write_splits(root: Path, tables: dict[str, list[Row]], **columns: dict[str, list[Any]]) -> Paths:
     """Write tables of (text, label) rows; `columns` replaces one, e.g. `group={"train": [...]}`."""
     paths = Paths(root, "sample")
+    files = {}
     for name, rows in tables.items():
         table = pd.DataFrame(
             {
@@ -72,12 +74,13 @@ def write_splits(root: Path, tables: dict[str, list[Row]], **columns: dict[str, 
         path = getattr(paths, name) if split else paths.targets / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_parquet(path)
+        files[name] = path
     schema = SplitSchema(
         task="text-classification",
         labels=LABELS,
         rows={name: len(rows) for name, rows in tables.items()},
         dropped={},
-        fingerprint="f" * 64,
+        fingerprint=splits_fingerprint(files),
         source={},
     )
     write_report(paths.schema, schema)

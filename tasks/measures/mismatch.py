@@ -54,13 +54,13 @@ def pool(
     )
 
 
-def classifier_test(pooled: Pooled, permutations: int, seed: int) -> TwoSample:
-    """Return the AUC with which a cross-fitted linear classifier tells the samples apart; 0.5 is «cannot».
+def classifier_test(pooled: Pooled, permutations: int, seed: int) -> tuple[TwoSample, NDArray[np.float64]]:
+    """Return the AUC with which a cross-fitted linear classifier tells the samples apart, and its scores.
 
-    A classifier two-sample test (Lopez-Paz & Oquab 2017). The classifier is ridge regression, so it is
-    refitted for each of the permutations in one solve; folds are of whole groups and do not look at the
-    samples, so the p-value is exact. The interval is DeLong's (1988) with Obuchowski's (1997) sums over
-    groups.
+    0.5 is chance; a higher score is more like the second sample. A classifier two-sample test (Lopez-Paz &
+    Oquab 2017). The classifier is ridge regression, so it is refitted for each of the permutations in one
+    solve; folds are of whole groups and do not look at the samples, so the p-value is exact. The interval is
+    DeLong's (1988) with Obuchowski's (1997) sums over groups.
     """
     generator = np.random.default_rng(seed)
     units = int(pooled.unit.max()) + 1
@@ -68,7 +68,7 @@ def classifier_test(pooled: Pooled, permutations: int, seed: int) -> TwoSample:
     scores = _cross_fitted_scores(pooled, membership, generator.permutation(units) % FOLDS)
     areas = _areas(scores, membership)
     low, high = _delong(scores[:, 0], pooled)
-    return TwoSample(float(areas[0]), (low, high), _p_value(areas))
+    return TwoSample(float(areas[0]), (low, high), _p_value(areas)), scores[:, 0]
 
 
 def kernel_test(pooled: Pooled, permutations: int, seed: int) -> TwoSample:

@@ -1,0 +1,94 @@
+"""Embed texts once: vectors are kept in the machine's store under the hash of their text.
+
+A text that was embedded before, by whichever recipe or data set, is read back, so a grown data set embeds
+only its new rows. The store is a folder of write-once shards named by what they hold; two processes at once
+write equal shards or different ones, never half a shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import DataError
+from tasks.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+ROWS_A_SHARD = 1_000
+Vectors = NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """What embeds: a loaded base model."""
+
+    def encode(self, texts: list[str], *, max_length: int) -> Vectors:
+        """Return one vector a text, (rows, dim)."""
+        ...
+
+
+def embed(texts: Sequence[str], encoder: Callable[[], Encoder], folder: Path, max_length: int) -> Vectors:
+    """Return the vectors of `texts`, (rows, dim), from the shards in `folder` or else by the encoder.
+
+    `encoder` loads the model; it is called only when a text is not in the store. `folder` is for one model
+    and one `max_length`. New texts are embedded in order of length, which halves the padding.
+
+    Raises:
+        DataError: the model gives NaN or infinite values for some texts.
+    """
+    keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
+    by_key = dict(zip(keys, texts, strict=True))
+    known = _load(folder, set(by_key))
+    missing = sorted((len(text), key) for key, text in by_key.items() if key not in known)
+    if missing:
+        log.info("Embedding %d texts (%d are in the store)", len(missing), len(known))
+        model = encoder()
+        for start in range(0, len(missing), ROWS_A_SHARD):
+            chunk = [key for _, key in missing[start : start + ROWS_A_SHARD]]
+            vectors = np.asarray(
+                model.encode([by_key[key] for key in chunk], max_length=max_length), dtype=np.float32
+            )
+            _must_be_finite(vectors, [by_key[key] for key in chunk])
+            _save(folder, chunk, vectors)
+            known.update(zip(chunk, vectors, strict=True))
+            log.info("Embedded %d of %d", start + len(chunk), len(missing))
+    return np.stack([known[key] for key in keys]) if keys else np.zeros((0, 0), dtype=np.float32)
+
+
+def _must_be_finite(vectors: Vectors, texts: Sequence[str]) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+    if bad:
+        raise DataError(
+            f"The base model gives NaN or infinite embeddings for {len(bad)} of {len(texts)} texts; "
+            "check its weights (a half-precision overflow?) and these texts:",
+            [f"{texts[row][:80]!r}" for row in bad[:10]],
+        )
+
+
+def _load(folder: Path, wanted: set[str]) -> dict[str, Vectors]:
+    found: dict[str, Vectors] = {}
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as shard:
+                keys = shard["keys"].tolist()
+                rows = [row for row, key in enumerate(keys) if key in wanted]
+                if rows:
+                    vectors = shard["vectors"]
+                    found.update((keys[row], vectors[row]) for row in rows)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            log.warning("%s is damaged (%s): removed, its texts are embedded again", path, error)
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _save(folder: Path, keys: Sequence[str], vectors: Vectors) -> None:
+    name = hashlib.sha256("".join(keys).encode()).hexdigest()
+    with atomic_path(folder / f"{name}.npz") as aside, aside.open("wb") as file:
+        np.savez(file, keys=np.array(keys), vectors=vectors)

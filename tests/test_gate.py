@@ -1,0 +1,156 @@
+"""`gate`: every reason at once, nothing inconclusive passes silently, and no stale passport survives a refusal."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import ConfigError, Refused, StageError
+from tasks.gate import gate
+from tasks.passport import verify_passport
+from tasks.paths import Paths
+from tasks.recipe import Bound, Gate
+from tasks.reports import (
+    CheckReport,
+    Expectation,
+    GateReport,
+    Measure,
+    Passport,
+    SplitSchema,
+    ValidateReport,
+    read_report,
+    write_report,
+)
+from tests.gate_data import ordinary, write_splits
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    return write_splits(tmp_path, ordinary())
+
+
+def measured(paths: Paths, failed: int = 0, splits: str | None = None, **values: float | None) -> None:
+    """Write the two reports that `gate` reads."""
+    splits = splits or read_report(paths.schema, SplitSchema).fingerprint
+    expectations = [
+        Expectation(
+            type="expect_a",
+            arguments={},
+            success=False,
+            observed="1 of 9 rows do not hold",
+            failed_ids=["train/1"],
+            failed_count=1,
+        )
+    ] * failed
+    write_report(
+        paths.validate,
+        ValidateReport(splits=splits, rows=9, expectations=expectations, failed_expectations=failed),
+    )
+    measures = [
+        Measure(name=name, value=value, meaning=f"Means {name}.", remedy=f"Mend {name}.")
+        for name, value in values.items()
+    ]
+    write_report(paths.check, CheckReport(splits=splits, rows=9, sampled_rows={}, measures=measures))
+
+
+def bounds(**measures: Bound) -> Gate:
+    return Gate(failed_expectations=Bound(refuse_above=0), measures=measures)
+
+
+COPIES = Bound(warn_above=0.02, refuse_above=0.2)
+DIVERSITY = Bound(warn_below=0.25, refuse_below=0.1)
+
+
+def test_good_data_gets_a_passport_for_its_splits(paths: Paths) -> None:
+    measured(paths, copies=0.0, diversity=0.9, unbounded=0.5)
+    gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+    report = read_report(paths.gate, GateReport)
+    assert report.level == "pass"
+    assert [item.name for item in report.items] == ["failed_expectations", "copies", "diversity"]
+    assert report.items[1].reason == "0 is not above 0.2 (refuse) and not above 0.02 (warn)."
+    passport = read_report(paths.passport, Passport)
+    assert passport.cleared_by == ["copies", "diversity", "failed_expectations"]
+    verify_passport(paths)
+
+
+def test_every_crossed_bound_is_a_reason_and_the_old_passport_is_gone(paths: Paths) -> None:
+    measured(paths, copies=0.0, diversity=0.9)
+    gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+    measured(paths, failed=2, copies=0.5, diversity=0.06)
+    with pytest.raises(Refused, match="3 of 3 bounds are crossed") as caught:
+        gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+    assert caught.value.exit_code == 3
+    expectations, copies, diversity = caught.value.problems
+    assert "2 is above 0 (refuse)" in expectations
+    assert "expect_a (1 of 9 rows do not hold)" in expectations
+    assert copies == "copies: 0.5 is above 0.2 (refuse). Means copies. Mend copies."
+    assert diversity.startswith("diversity: 0.06 is below 0.1 (refuse).")
+    assert not paths.passport.exists()
+    assert read_report(paths.gate, GateReport).level == "refuse"
+
+
+def test_a_warning_passes_and_says_so(paths: Paths) -> None:
+    measured(paths, copies=0.1, diversity=0.2)
+    gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+    report = read_report(paths.gate, GateReport)
+    assert [item.level for item in report.items] == ["pass", "warn", "warn"]
+    assert report.level == "warn"
+    assert paths.passport.exists()
+
+
+def test_a_value_on_its_bound_is_not_beyond_it(paths: Paths) -> None:
+    measured(paths, copies=0.02, diversity=0.25)
+    gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+    assert read_report(paths.gate, GateReport).level == "pass"
+
+
+def test_an_inconclusive_measure_never_passes_silently(paths: Paths) -> None:
+    measured(paths, copies=None)
+    gate(bounds(copies=COPIES), paths=paths)
+    [_, item] = read_report(paths.gate, GateReport).items
+    assert (item.level, item.value, item.reason) == ("warn", None, "Means copies.")
+
+
+def test_moving_a_bound_does_not_change_the_passport(paths: Paths) -> None:
+    measured(paths, copies=0.1)
+    gate(bounds(copies=COPIES), paths=paths)
+    first = paths.passport.read_bytes(), paths.gate.read_bytes()
+    gate(bounds(copies=Bound(refuse_above=0.5)), paths=paths)
+    assert paths.passport.read_bytes() == first[0]
+    assert paths.gate.read_bytes() != first[1]
+
+
+def test_bounds_on_unknown_measures_are_all_listed_with_the_known_ones(paths: Paths) -> None:
+    measured(paths, copies=0.1, diversity=0.5)
+    with pytest.raises(ConfigError, match=r"It takes: copies, diversity\.") as caught:
+        gate(bounds(copy=COPIES, zebra=COPIES, diversity=DIVERSITY), paths=paths)
+    assert caught.value.problems == ["gate.measures.copy: did you mean copies?", "gate.measures.zebra"]
+    assert not paths.passport.exists()
+
+
+def test_reports_on_other_splits_are_not_judged(paths: Paths) -> None:
+    measured(paths, splits="a" * 64, copies=0.0)
+    with pytest.raises(StageError, match="other splits") as caught:
+        gate(bounds(copies=COPIES), paths=paths)
+    assert len(caught.value.problems) == 2
+
+
+def test_passport_is_required_and_holds_for_these_files_only(paths: Paths) -> None:
+    with pytest.raises(StageError, match="has not been cleared"):
+        verify_passport(paths)
+    measured(paths, copies=0.0)
+    gate(bounds(copies=COPIES), paths=paths)
+    verify_passport(paths)
+    paths.test.write_bytes(paths.train.read_bytes())
+    with pytest.raises(StageError, match="not for these splits") as caught:
+        verify_passport(paths)
+    assert len(caught.value.problems) == 2
+
+
+def test_a_target_that_the_schema_does_not_name_is_no_part_of_what_was_cleared(paths: Paths) -> None:
+    measured(paths, copies=0.0)
+    gate(bounds(copies=COPIES), paths=paths)
+    paths.targets.mkdir()
+    (paths.targets / "extra.parquet").write_bytes(paths.train.read_bytes())
+    with pytest.raises(StageError, match="do not belong together") as caught:
+        verify_passport(paths)
+    assert "extra.parquet" in caught.value.problems[0]
