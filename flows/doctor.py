@@ -216,6 +216,9 @@ def _registry(root: Path) -> Iterator[Finding]:
 
 
 def _prefect(root: Path) -> Iterator[Finding]:
+    from flows.settings import prefect_defaults
+
+    prefect_defaults(root)
     try:
         from prefect.settings import get_current_settings
     except ImportError as error:

@@ -97,22 +97,20 @@ def changed_recipe(root: Path, name: str, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         ConfigError: a changed field is unknown or its value is wrong.
     """
-    from pydantic import ValidationError
+    import tempfile
 
-    document = load_recipe(recipe_path(root, name)).model_dump(mode="json", by_alias=True)
-    for key, value in changes.items():
-        section: Any = document
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section.get(parent) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or last not in section:
-            raise ConfigError(f"{key!r} is no field of the recipe {name}: see docs/recipes.md.")
-        section[last] = value
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise ConfigError(f"The recipe {name} with these changes has problems:", problems) from None
+    from flows.workspace import change_recipe
+
+    source = recipe_path(root, name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / source.name
+        copy.write_bytes(source.read_bytes())
+        try:
+            change_recipe(copy, changes)
+        except ConfigError as error:
+            problems = error.problems or [error.message]
+            raise ConfigError(f"The recipe {name} with these changes has problems:", problems) from None
+        return load_recipe(copy)
 
 
 def _causes_of(current: Recipe, changed: Recipe) -> dict[str, tuple[str, ...]]:

@@ -23,9 +23,9 @@ INTRODUCTION = """# Recipes
 
 <!-- Made by `python -m flows.recipe_docs` from tasks/recipe.py: edit the strings there, not this file. -->
 
-A recipe is one YAML file, `recipes/<name>.yaml`, that says everything about one fine-tune. `retain init` proposes
-one for a data file; `recipes/sentiment.yaml` is a complete example. It is closed: an unknown field is an error, and
-every error is reported at once. A field without a default must be given.
+A recipe is one YAML file, `recipes/<name>.yaml`, that says everything about one fine-tune. `retain init`
+proposes one for a data file; `recipes/sentiment.yaml` is a complete example. It is closed: an unknown field is
+an error, and every error is reported at once. A field without a default must be given.
 
 Each stage reads its own sections and nothing else, so a change reruns only what depends on it:
 

@@ -254,7 +254,8 @@ def _propose(
     unlabelled = rows - columns[label].filled
     if unlabelled:
         raise DataError(
-            f"{file}: {unlabelled} of {rows} rows have no {label}: label or remove them, or pick another column."
+            f"{file}: {unlabelled} of {rows} rows have no {label}: label them, remove them, "
+            "or name another column with --label."
         )
     group = choice.group or _by_name(columns, GROUP_NAMES)
     row_id = _by_name(columns, ID_NAMES)

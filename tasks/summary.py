@@ -10,7 +10,8 @@ import csv
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -501,10 +502,17 @@ def _lineage(reports: Reports) -> list[tuple[str, str]]:
         )
     if reports.schema:
         lines.append(("Data fingerprint", reports.schema.fingerprint))
-        lines += [(f"Raw file {name}", sha256) for name, sha256 in reports.schema.source.items()]
+        lines += _raw_files(reports.schema.source)
     if reports.merge:
         lines.append(("Chosen model", reports.merge.model))
     return lines
+
+
+def _raw_files(source: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Name each file with its sha256, and a folder by its number of files: the data fingerprint covers them."""
+    folders = Counter(name.split("/")[0] for name in source if "/" in name)
+    yield from ((f"Raw file {name}", sha256) for name, sha256 in source.items() if "/" not in name)
+    yield from ((f"Raw folder {name}", f"{count} file(s)") for name, count in folders.items())
 
 
 # --- words and figures -------------------------------------------------------------------------------

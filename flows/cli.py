@@ -1,0 +1,320 @@
+"""The command line `retain`. Only Typer is imported here; a command imports what it needs when it is called.
+
+Exit status: 0 released or nothing to do, 1 an error the user can act on, 2 usage, 3 refused, 75 preempted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from flows import release_commands
+from flows.console import duration, find_root, parse_settings, say, say_json, say_summary, say_table
+from tasks.errors import PipelineError
+
+if TYPE_CHECKING:
+    from flows.plan import Plan
+    from tasks.summary import Summary
+
+app = typer.Typer(
+    help="Fine-tune pretrained models on a schedule, and never ship one that forgot.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a file in recipes/, without .yaml.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Change a recipe field, for this run only; repeatable."
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line; expected errors print without a traceback and exit with their own status."""
+    try:
+        app(prog_name="retain")
+    except PipelineError as error:
+        print(f"retain: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _enter_root() -> Path:
+    """Change into the repository: DVC mistakes its own stages for others when it is called from below."""
+    root = find_root()
+    os.chdir(root)
+    return root
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"retain {version('retain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune pretrained models on a schedule, and never ship one that forgot."""
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's name.")],
+    datafile: Annotated[Path, typer.Argument(metavar="DATAFILE", help="A CSV, TSV or JSONL file.")],
+    task: Annotated[str, typer.Option(help="What the model learns to do.")] = "text-classification",
+    base: Annotated[str | None, typer.Option(help="The pretrained model, as a source.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the text, when it is not found.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label, when it is not found.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column of what must not be split.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Column names, by commas, of a file without a header line.")
+    ] = None,
+) -> None:
+    """Propose a recipe for a data file: columns, labels, bounds, each with its reason."""
+    from flows.scaffold import Choice, scaffold
+
+    root = find_root()
+    names = tuple(part.strip() for part in columns.split(",")) if columns else ()
+    path = scaffold(root, name, datafile, task, base, Choice(text, label, group, names))
+    say(f"wrote {path.relative_to(root)}, and listed {name} in params.yaml")
+    say(f"next: read it, then  retain plan {name}  and  retain run {name}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Show what would run, why, and roughly what it costs."""
+    from flows.plan import make_plan
+
+    made = make_plan(find_root(), recipe, parse_settings(settings or []))
+    if as_json:
+        import dataclasses
+
+        say_json(dataclasses.asdict(made))
+        return
+    say_table(
+        ("stage", "", "takes", "why"),
+        [(stage.name, stage.state, _seconds(stage.seconds), "; ".join(stage.why)) for stage in made.stages],
+    )
+    say()
+    say(_cost(made))
+
+
+def _seconds(seconds: float | None) -> str:
+    return "unknown" if seconds is None else duration(seconds)
+
+
+def _cost(made: Plan) -> str:
+    if made.nothing_to_do:
+        return "Nothing to do: every stage is up to date."
+    sure, unknown_sure = made.seconds("runs")
+    most, unknown = made.seconds("runs", "may run")
+    parts = [f"About {duration(sure)}"] if sure or not unknown_sure else []
+    if most > sure:
+        parts.append(f"{duration(most)} at most" if parts else f"About {duration(most)} at most")
+    if unknown:
+        parts.append(f"{'and ' if parts else ''}unknown for {', '.join(unknown)} (no earlier run here)")
+    return f"{', '.join(parts)[:1].upper()}{', '.join(parts)[1:]}, by the last runs on this machine."
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    settings: Settings = None,
+    promote: Annotated[
+        bool | None,
+        typer.Option(
+            "--promote/--no-promote", help="Make a release that passes the champion; else as the recipe says."
+        ),
+    ] = None,
+    register: Annotated[
+        bool, typer.Option("--register/--no-register", help="Register the model when it passes.")
+    ] = True,
+    repin: Annotated[
+        bool, typer.Option("--repin", help="Compare with the champion of now, not the one pinned before.")
+    ] = False,
+    if_running: Annotated[
+        Literal["wait", "refuse"],
+        typer.Option(help="When this recipe is already running: wait for it, or refuse."),
+    ] = "wait",
+) -> None:
+    """Run the pipeline of a recipe: build what is out of date, decide, register. Ends with the summary."""
+    from flows.finetune import run_recipe
+
+    root = find_root()
+    changes = parse_settings(settings or [])
+    outcome = run_recipe(recipe, changes=changes, promote=promote, repin=repin, if_running=if_running)
+
+
+@app.command()
+def status() -> None:
+    """List the recipes: fresh or stale, the last verdict, the champion."""
+    from flows.plan import make_plan
+    from tasks.recipe import load_recipe
+
+    root = find_root()
+    rows = []
+    for path in sorted((root / "recipes").glob("*.yaml")):
+        name = path.stem
+        try:
+            release = load_recipe(path).register_.name
+            made = make_plan(root, name)
+        except PipelineError as error:
+            rows.append((name, "broken", "–", "–", error.message))
+            continue
+        waiting = [stage.name for stage in made.stages if stage.state == "runs"]
+        freshness = "fresh" if made.nothing_to_do else f"stale: {', '.join(waiting)}"
+        rows.append(
+            (name, freshness, _last_verdict(root, name), release, release_commands.champion(root, release))
+        )
+    if not rows:
+        say("no recipe yet: retain init NAME DATAFILE")
+        return
+    say_table(("recipe", "state", "last verdict", "release", "champion"), rows)
+
+
+def _last_verdict(root: Path, recipe: str) -> str:
+    from tasks.errors import StageError
+    from tasks.paths import Paths
+    from tasks.summary import read_reports, summarize
+
+    try:
+        return summarize(read_reports(Paths(root, recipe)), recipe).outcome
+    except StageError:
+        return "–"
+
+
+@app.command()
+def show(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|NAME@ALIAS", help="A recipe's last run, or a release (NAME@VERSION too)."
+        ),
+    ],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.")] = None,
+) -> None:
+    """Show the summary of a run or a release: gained, forgotten, may it ship."""
+    root = find_root()
+    made = release_commands.release_summary(root, what) if "@" in what else recipe_summary(root, what)
+    if html is None:
+        say_summary(made)
+        return
+    from tasks.files import write_text
+    from tasks.summary import as_html
+
+    write_text(html, as_html(made))
+    say(f"wrote {html}")
+
+
+def recipe_summary(root: Path, recipe: str) -> Summary:
+    """Summarize the last run of a recipe, and say so first when something has changed since."""
+    from flows.plan import make_plan
+    from tasks.paths import Paths
+    from tasks.recipe import load_recipe, recipe_path
+    from tasks.summary import read_reports, summarize
+
+    load_recipe(recipe_path(root, recipe))
+    reports = read_reports(Paths(root, recipe))
+    stale: dict[str, list[str]] = {}
+    for stage in make_plan(root, recipe).stages:
+        if stage.state == "runs":
+            stale.setdefault(stage.why[0], []).append(stage.name)
+    why = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in stale.items())
+    notes = [f"Out of date: {why}. To bring it up to date: retain run {recipe}"] if stale else []
+    return summarize(reports, recipe, notes=notes)
+
+
+@app.command()
+def layers(recipe: RecipeName) -> None:
+    """Show which layers of the base model train, and at which peak rate."""
+    from tasks.recipe import load_recipe, recipe_path
+    from tasks.training.preview import preview_layers
+
+    root = find_root()
+    found = preview_layers(load_recipe(recipe_path(root, recipe)), root)
+    rows = [
+        (
+            str(layer.depth),
+            f"{layer.parameters:,}",
+            f"{layer.rate:.3g}" if layer.trains else "frozen",
+            layer.names[0] + (f" … {layer.names[-1]}" if len(layer.names) > 1 else ""),
+        )
+        for layer in found
+    ]
+    say_table(("depth", "parameters", "rate", "holds"), rows)
+    trained = sum(layer.parameters for layer in found if layer.trains)
+    say(f"\n{trained:,} of {sum(layer.parameters for layer in found):,} parameters train.")
+
+
+@app.command()
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    older_than: Annotated[int, typer.Option(metavar="DAYS", min=0, help="Keep what is younger.")] = 14,
+) -> None:
+    """Remove old workspaces, scratch checkpoints and experiments."""
+    raise NotImplementedError
+
+
+@app.command()
+def fetch(recipe: RecipeName) -> None:
+    """Fetch the raw data and the base model of a recipe; DVC pins the data."""
+    from flows.build import open_repo
+    from flows.fetch import fetch_data
+    from tasks.paths import Paths
+    from tasks.recipe import load_recipe, recipe_path
+    from tasks.sources import resolve_base
+
+    root = _enter_root()
+    read = load_recipe(recipe_path(root, recipe))
+    paths = Paths(root, recipe)
+    with open_repo(root) as repo:
+        done = fetch_data(repo, read, paths)
+    say(f"data: {paths.raw.relative_to(root)} {done}")
+    say(f"base: {resolve_base(read.base, root).resolved}")
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the server on this machine.")] = 4200,
+    cron: Annotated[str | None, typer.Option(help="When to retrain, for example '0 3 * * 1'.")] = None,
+) -> None:
+    """Start server, worker and schedule on this machine, until Ctrl-C."""
+    raise NotImplementedError
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and what would keep a run from working."""
+    from flows.doctor import examine
+
+    bad = 0
+    for finding in examine(find_root()):
+        bad += finding.level == "bad"
+        say(f"{finding.level:<5}{finding.subject}: {finding.text}")
+        if finding.remedy:
+            say(f"     → {finding.remedy}")
+    if bad:
+        raise typer.Exit(1)
+
+
+release_commands.add_to(app)

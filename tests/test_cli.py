@@ -1,0 +1,240 @@
+"""The command line: quick, clear, and with the exit status that scripts count on."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from flows.console import duration, find_root, parse_settings, say_table
+from flows.plan import Plan, PlannedStage
+from tasks import errors
+from tasks.paths import Paths
+from tasks.reports import write_report
+from tests.test_summary import run_reports
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("prefect", "dvc", "torch", "pandas", "great_expectations", "pydantic", "yaml", "jinja2", "rich")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a repository with the recipe `sentiment` and work in it."""
+    root = tmp_path / "a clone"
+    (root / "recipes").mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml", "recipes/sentiment.yaml"):
+        (root / name).write_text((ROOT / name).read_text())
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("RETAIN_REGISTRY", str(root / "registry"))
+    return root
+
+
+@pytest.fixture
+def retain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command line in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["retain", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_help_imports_nothing_heavy_and_is_quick() -> None:
+    code = (
+        "import sys; sys.argv = ['retain', '--help']\n"
+        "from flows.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        times.append(time.perf_counter() - started)
+    assert "LOADED []" in done.stdout
+    assert "predict" in done.stdout
+    assert min(times) < 0.5, "another program may slow one try, not three"
+
+
+def test_help_lists_every_command(retain: Run) -> None:
+    status, out, _ = retain("--help")
+    assert status == 0
+    for command in (
+        "init", "plan", "run", "status", "show", "register", "releases", "promote", "rollback", "predict",
+        "layers", "clean", "fetch", "serve", "doctor",
+    ):  # fmt: skip
+        assert re.search(rf"^  {command}\b", out, re.MULTILINE), command
+
+
+def test_outside_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retain: Run) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = retain("status")
+    assert (status, out) == (1, "")
+    assert "is in no Retain repository" in err
+    assert "Traceback" not in err
+
+
+def test_the_repository_is_found_from_below(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = repository / "recipes"
+    monkeypatch.chdir(below)
+    assert find_root() == repository
+
+
+@pytest.mark.parametrize(
+    "arguments", [("plan",), ("nonsense",), ("run", "sentiment", "--if-running", "maybe")]
+)
+def test_usage_is_status_2(repository: Path, retain: Run, arguments: tuple[str, ...]) -> None:
+    status, _, err = retain(*arguments)
+    assert status == 2
+    assert "Usage: retain" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.ConfigError("wrong", ["one", "two"]), 1),
+        (errors.Refused("it forgot"), 3),
+        (errors.Preempted("stopped"), 75),
+    ],
+)
+def test_expected_errors_print_without_traceback(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("flows.plan.make_plan", fail)
+    found, out, err = retain("plan", "sentiment")
+    assert found == status
+    assert err == f"retain: {error}\n"
+    assert out == ""
+
+
+def test_a_bug_keeps_its_traceback(repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.plan.make_plan", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        retain("plan", "sentiment")
+
+
+def test_an_unknown_recipe_names_the_known(repository: Path, retain: Run) -> None:
+    status, _, err = retain("plan", "sentimant")
+    assert status == 1
+    assert "Recipes here: sentiment" in err
+
+
+def test_settings_are_read_as_yaml_and_numbers() -> None:
+    found = parse_settings(
+        ["finetune.learning_rate=5e-4", "finetune.epochs=1", "register.promote=true", "merge.alphas=[0, 1]"]
+    )
+    assert found == {
+        "finetune.learning_rate": 0.0005,
+        "finetune.epochs": 1,
+        "register.promote": True,
+        "merge.alphas": [0, 1],
+    }
+
+
+def test_every_wrong_setting_is_named(repository: Path, retain: Run) -> None:
+    status, _, err = retain("plan", "sentiment", "--set", "epochs=1", "--set", "a.b", "--set", "a.c=[")
+    assert status == 1
+    assert [part in err for part in ("'epochs=1'", "'a.b'", "'a.c=['")] == [True] * 3
+
+
+def test_plan_prints_why_and_cost(repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = (
+        PlannedStage("gate", "up to date", (), 0.3),
+        PlannedStage("finetune", "runs", ("finetune.epochs: 2 → 1",), 61.0),
+        PlannedStage("merge", "may run", ("if the result of finetune changes",), 20.0),
+        PlannedStage("decide", "may run", ("if the result of merge changes",), None),
+    )
+    monkeypatch.setattr("flows.plan.make_plan", lambda *arguments: Plan("sentiment", stages))
+    status, out, _ = retain("plan", "sentiment")
+    assert status == 0
+    assert re.search(r"finetune +runs +61 s +finetune\.epochs: 2 → 1", out)
+    assert "About 61 s, 81 s at most, and unknown for decide" in out
+    stages = tuple(PlannedStage(stage.name, "up to date", (), None) for stage in stages)
+    assert "Nothing to do" in retain("plan", "sentiment")[1]
+
+
+def test_show_writes_a_page_and_marks_what_is_out_of_date(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, paths = run_reports(), Paths(repository, "sentiment")
+    for name in ("base", "schema", "gate", "merge", "evaluate", "decision"):
+        write_report(getattr(paths, name), getattr(source, name))
+    stages = (PlannedStage("finetune", "runs", ("finetune.epochs: 2 → 1",), None),)
+    monkeypatch.setattr("flows.plan.make_plan", lambda *arguments: Plan("sentiment", stages))
+    status, out, _ = retain("show", "sentiment")
+    assert status == 0
+    assert out.startswith("# sentiment: May ship")
+    assert "Out of date: finetune (finetune.epochs: 2 → 1)" in out
+    status, out, _ = retain("show", "sentiment", "--html", "page.html")
+    assert (status, out) == (0, "wrote page.html\n")
+    assert "May ship" in (repository / "page.html").read_text()
+
+
+def test_show_before_any_run(repository: Path, retain: Run) -> None:
+    status, _, err = retain("show", "sentiment")
+    assert status == 1
+    assert "has not run here yet" in err
+
+
+def test_init_then_plan_needs_dvc(repository: Path, retain: Run) -> None:
+    lines = [f"the {thing} is {how},{how}" for thing in range(20) for how in ("good", "bad")]
+    (repository / "mine.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    status, out, _ = retain("init", "mine", "mine.csv")
+    assert status == 0
+    assert "wrote recipes/mine.yaml" in out
+    status, _, err = retain("plan", "mine")
+    assert status == 1
+    assert "DVC cannot say" in err
+
+
+def test_doctor_fails_on_a_bad_finding(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.doctor import Finding
+
+    found = [Finding("ok", "Python", "3.11"), Finding("bad", "fastapi", "0.155", "pip install")]
+    monkeypatch.setattr("flows.doctor.examine", lambda root: iter(found))
+    status, out, _ = retain("doctor")
+    assert status == 1
+    assert out.splitlines() == ["ok   Python: 3.11", "bad  fastapi: 0.155", "     → pip install"]
+    found.pop()
+    assert retain("doctor")[0] == 0
+
+
+def test_durations_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [duration(value) for value in (0.31, 61, 600, 9000)] == ["0.3 s", "61 s", "10 min", "2.5 h"]
+    say_table(("a", "long"), [("value", "x")])
+    assert capsys.readouterr().out == "a      long\nvalue  x\n"
+
+
+def test_the_console_script_is_this(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from flows.cli import main; main()", "status", "--nonsense"],
+        capture_output=True,
+        text=True,
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
