@@ -42,7 +42,7 @@ class Encoder:
         """Embed texts: float32 `(rows, dim)` in the order given; unit length if `normalise`."""
         rows = np.zeros((len(texts), int(self.model.config.hidden_size)), dtype=np.float32)
         self.model.eval()
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.autocast():
             for indices, batch in self._batches(texts, max_length):
                 rows[indices] = self.pool(batch).float().cpu().numpy()
         if normalise:
@@ -82,7 +82,8 @@ class Encoder:
         for indices in length_batches(lengths, TOKENS_A_BATCH):
             yield indices, self.collate([texts[index] for index in indices], max_length)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the forward pass has the declared precision."""
         if self.precision == "bf16":
             return torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16)
         return contextlib.nullcontext()

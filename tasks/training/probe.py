@@ -1,0 +1,59 @@
+"""The linear probe: logistic regression on frozen features. Where LP-FT starts, and what α = 0 means."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+
+
+def fit_probe(
+    train: np.ndarray, labels: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray, classes: int
+) -> tuple[dict[str, Tensor], float]:
+    """Fit a linear head on features `(rows, dim)`; regularisation is chosen by validation loss.
+
+    Returns:
+        The weights of an `nn.Linear` (weight `(classes, dim)`, bias `(classes,)`) over features that are not
+        standardised, and the accuracy on validation.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
+    best_loss, best = np.inf, None
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=2000)
+        model.fit((train - mean) / scale, labels)
+        probabilities = model.predict_proba((validation - mean) / scale)
+        loss = log_loss(validation_labels, probabilities, labels=list(range(classes)))
+        if loss < best_loss:
+            accuracy = float((probabilities.argmax(axis=1) == validation_labels).mean())
+            best_loss, best = loss, (model, accuracy)
+    if best is None:
+        raise ValueError("no finite validation loss: the features hold NaN")
+    model, accuracy = best
+    weight, bias = _all_classes(model.coef_, model.intercept_)
+    weight = weight / scale
+    bias = bias - weight @ mean
+    return {
+        "weight": torch.tensor(weight, dtype=torch.float32),
+        "bias": torch.tensor(bias, dtype=torch.float32),
+    }, accuracy
+
+
+def fresh_head(dimensions: int, classes: int, seed: int) -> nn.Linear:
+    """Return a seeded head: weights normal with deviation 0.02 as in BERT, biases zero."""
+    head = nn.Linear(dimensions, classes)
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.normal_(head.weight, std=0.02, generator=generator)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _all_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Write a two-class model, which has one row, as two rows with the same probabilities."""
+    if len(weight) > 1:
+        return weight, bias
+    return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
