@@ -126,6 +126,8 @@ def _rules_of_recipe(section: Validate) -> list[Rule]:
 def _run(rules: Sequence[Rule], rows: pd.DataFrame, docs: Path) -> list[reports.Expectation]:
     """Run the rules in one pass of GX over the table; return their outcomes in the rules' order."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    for noisy in ("great_expectations", "great_expectations.data_context.types.base"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # at INFO they write hundreds of lines
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
