@@ -123,7 +123,7 @@ def _duplicates(train: pd.DataFrame, similarity: float) -> list[Measure]:
         Measure(
             name="exact_duplicate_share",
             value=_redundant(exact),
-            meaning="Share of training rows that repeat an earlier row, letter case and spacing apart.",
+            meaning="Share of training rows that repeat an earlier row, but for case, spacing and punctuation.",
             remedy="Remove the copies: they weigh rows more without adding any.",
             worst=_largest_clusters(train, exact),
         ),

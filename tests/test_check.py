@@ -102,7 +102,7 @@ def test_planted_copies_leaks_and_conflicts_are_counted_and_shown(tmp_path: Path
     conflict = [(train[30][0], 1 - train[30][1])]
     tables["train"] = [*train, *copies, *near, *conflict]
     tables["test"] = [*tables["test"], *train[50:54]]
-    tables["validation"] = [*tables["validation"], (train[60][0] + "!", 1)]
+    tables["validation"] = [*tables["validation"], (train[60][0] + "!", train[60][1])]
     report = run(tmp_path, tables)
     found = measures(report)
     assert value(report, "exact_duplicate_share") == pytest.approx(11 / 141)
@@ -255,3 +255,26 @@ def test_ten_dialogues_among_a_thousand_are_clearly_bad_with_a_real_encoder(
     assert len(rows) == 1050
     assert value(report, "effective_diversity") < 0.1
     assert value(report, "exact_duplicate_share") > 0.98
+
+
+@pytest.mark.realdata
+def test_natural_leaks_and_the_conflicts_of_banking77_are_found() -> None:
+    import json
+    import os
+
+    from tasks.measures.duplicates import conflicts, exact_clusters, leaks
+
+    folder = Path(os.environ.get("RETAIN_TEST_DATA", "shared/data")) / "banking77"
+    if not folder.is_dir():
+        pytest.skip("needs banking77: set RETAIN_TEST_DATA to the folder that holds it")
+    train, test = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "test")
+    )
+    texts, more = [row["text"] for row in train], [row["text"] for row in test]
+    together = exact_clusters(texts + more)[len(texts) :]
+    assert int(np.sum(together < len(texts))) == 25
+    assert np.sum(leaks(more, texts, 0.8) >= 0) >= 25
+    names = sorted({row["label"] for row in train})
+    given = [names.index(row["label"]) for row in train + test]
+    assert conflicts(texts + more, given).sum() == 4

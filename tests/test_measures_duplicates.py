@@ -24,8 +24,9 @@ def edited(text: str, seed: int) -> str:
 
 
 def test_exact_copies_differ_in_case_spacing_and_unicode_form_only() -> None:
-    texts = ["Straße  A", "strasse a", " STRASSE\tA\n", "Strasse B", "ﬁne", "fine", "cafe\u0301", "café"]
+    texts = ["Straße  A", "strasse a", " STRASSE\tA\n", "Strasse B", "ﬁne", "fine!", "cafe\u0301", "café"]
     assert exact_clusters(texts).tolist() == [0, 0, 0, 3, 4, 4, 6, 6]
+    assert len(set(exact_clusters(["ok 😀", "ok 😡", "?!", "...", "", "C++", "C"]).tolist())) == 7
 
 
 def test_planted_near_copies_are_found_with_high_recall_and_precision() -> None:
