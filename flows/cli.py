@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows import release_commands
-from flows.console import duration, find_root, parse_settings, say, say_json, say_summary, say_table
+from flows.console import duration, find_root, parse_settings, say, say_json, say_markdown, say_table
 from tasks.errors import PipelineError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flows.plan import Plan
+    from flows.runs import FlowResult
     from tasks.summary import Summary
 
 app = typer.Typer(
@@ -158,11 +161,46 @@ def run(
     ] = "wait",
 ) -> None:
     """Run the pipeline of a recipe: build what is out of date, decide, register. Ends with the summary."""
+    changes = parse_settings(settings or [])
+    root = _enter_root()
     from flows.finetune import run_recipe
 
-    root = find_root()
-    changes = parse_settings(settings or [])
-    outcome = run_recipe(recipe, changes=changes, promote=promote, repin=repin, if_running=if_running)
+    result = run_recipe(
+        recipe,
+        changes=changes,
+        promote=promote,
+        register=register,
+        repin=repin,
+        if_running=if_running,
+        root=root,
+    )
+    say()
+    say_markdown(result.summary or _markdown(root, recipe))
+    for line in _came_of_it(result):
+        say(line)
+    if result.exit_code:
+        print(f"retain: refused ({result.verdict}): {recipe} was not released.", file=sys.stderr)
+        raise typer.Exit(result.exit_code)
+
+
+def _markdown(root: Path, recipe: str) -> str:
+    from tasks.paths import Paths
+    from tasks.summary import as_markdown, read_reports, summarize
+
+    return as_markdown(summarize(read_reports(Paths(root, recipe)), recipe))
+
+
+def _came_of_it(result: FlowResult) -> Iterator[str]:
+    if not result.executed and not result.restored:
+        yield "Nothing to do: every stage is up to date."
+    if result.version is not None:
+        state = "released" if result.created else "was released before"
+        crown = ", now the champion" if result.promoted else ""
+        yield f"Version {result.version} {state}{crown}."
+    if result.experiment:
+        yield f"Kept as the experiment {result.experiment}: dvc exp apply {result.experiment} brings it here."
+    if result.workspace:
+        yield f"Its workspace is left at {result.workspace}; retain clean removes it."
 
 
 @app.command()
@@ -217,7 +255,9 @@ def show(
     root = find_root()
     made = release_commands.release_summary(root, what) if "@" in what else recipe_summary(root, what)
     if html is None:
-        say_summary(made)
+        from tasks.summary import as_markdown
+
+        say_markdown(as_markdown(made))
         return
     from tasks.files import write_text
     from tasks.summary import as_html

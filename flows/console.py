@@ -6,12 +6,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tasks.summary import Summary
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -84,11 +81,8 @@ def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def say_summary(summary: Summary) -> None:
-    """Write a summary: formatted for a terminal, as Markdown for a pipe."""
-    from tasks.summary import as_markdown
-
-    text = as_markdown(summary)
+def say_markdown(text: str) -> None:
+    """Write Markdown: formatted on a terminal, as it is into a pipe."""
     if not sys.stdout.isatty():
         print(text, end="")
         return

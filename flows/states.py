@@ -1,0 +1,40 @@
+"""How an expected error ends a Prefect run: in a state of its own name, with its message, without a traceback."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect.states import Failed, State
+
+from tasks.errors import PipelineError, Preempted, Refused
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def state_name(error: PipelineError) -> str:
+    """Return the name of the state that an error ends in: Refused, Preempted or Failed."""
+    for kind in (Refused, Preempted):
+        if isinstance(error, kind):
+            return kind.__name__
+    return "Failed"
+
+
+def ends_in_state(function: Callable[P, T]) -> Callable[P, T | State[Any]]:
+    """Make an expected error of a flow's or task's function its final state; bugs keep their traceback."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T | State[Any]:
+        try:
+            return function(*args, **kwargs)
+        except PipelineError as error:
+            return Failed(name=state_name(error), message=str(error), data=error)
+
+    return wrapper
+
+
+def may_go_on(task: Any, run: Any, state: State[Any]) -> bool:
+    """Say whether a failed stage is worth another try: only one that was preempted, and has saved its work."""
+    return state.name == Preempted.__name__
