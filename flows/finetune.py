@@ -68,7 +68,7 @@ def finetune(
         return run.result()
 
 
-@task(name="fetch", cache_policy=NO_CACHE)
+@task(name="fetch", task_run_name="fetch", cache_policy=NO_CACHE)
 @ends_in_state
 def fetch(run: Run) -> Any:
     """Have the raw data in place: from the recipe's sources, the DVC cache or the remote."""
@@ -98,14 +98,14 @@ def stage(run: Run, name: str, force: bool = False) -> Any:
     return outcome if outcome == "executed" else _cached(outcome)
 
 
-@task(name="save", cache_policy=NO_CACHE)
+@task(name="save", task_run_name="save", cache_policy=NO_CACHE)
 @ends_in_state
 def save(run: Run) -> Any:
     """Keep the run: put the lock in order, and save a run with changes as a DVC experiment."""
     return run.save() or _cached("nothing to save")
 
 
-@task(name="register", cache_policy=NO_CACHE)
+@task(name="register", task_run_name="register", cache_policy=NO_CACHE)
 @ends_in_state
 def register(run: Run, wanted: bool, promote: bool | None) -> Any:
     """Register the model if it passed; promote it if that is wanted."""

@@ -36,6 +36,7 @@ def prefect_defaults(start: Path | None = None) -> None:
         home = prefect_home(find_root(start))
     except ConfigError:
         return  # imported outside a repository, for its documentation say: nothing will run
+    home.mkdir(parents=True, exist_ok=True)  # Prefect makes one level, and its server dies without it
     os.environ["PREFECT_HOME"] = str(home)
     if "PREFECT_API_URL" not in os.environ and (url := running_server(home)):
         os.environ["PREFECT_API_URL"] = url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,6 +33,10 @@ def ends_in_state(function: Callable[P, T]) -> Callable[P, T | State[Any]]:
         except PipelineError as error:
             return Failed(name=state_name(error), message=str(error), data=error)
 
+    # Prefect makes the run form from the annotations, and would look their names up in this module.
+    signature = inspect.signature(function, eval_str=True)
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {name: value.annotation for name, value in signature.parameters.items()}
     return wrapper
 
 

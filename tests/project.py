@@ -7,6 +7,7 @@ around them.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -98,7 +99,11 @@ class Project:
     def environment(self) -> dict[str, str]:
         """What a process in this project needs: offline, its own store, quiet."""
         return {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RETAIN_"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("PREFECT_", "RETAIN_"))
+            },
             "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)]),
             "RETAIN_HOME": str(self.root.parent / f"{self.root.name}-store"),
             "HF_HUB_OFFLINE": "1",
@@ -204,11 +209,14 @@ def _write_data(folder: Path) -> None:
         )
     (folder / "train.csv").write_text("\n".join(rows) + "\n")
     articles = [
-        f'{{"query": "article {number} {things[number % 8]}", '
-        f'"document": "article {number} law of the {things[number % 8]} and the {things[number % 7]} state {number * 7}"}}'
+        {
+            "query": f"article {number} {things[number % 8]}",
+            "document": f"article {number} law of the {things[number % 8]} and the {things[number % 7]} "
+            f"state {number * 7}",
+        }
         for number in range(40)
     ]
-    (folder / "articles.jsonl").write_text("\n".join(articles) + "\n")
+    (folder / "articles.jsonl").write_text("".join(json.dumps(article) + "\n" for article in articles))
 
 
 # --- stand-ins -----------------------------------------------------------------------------------------

@@ -47,7 +47,9 @@ def test_no_stage_imports_another_stage() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module:
                 checked += 1
-                assert node.module not in {f"tasks.{other}" for other in STAGES}, f"{stage} imports {node.module}"
+                assert node.module not in {f"tasks.{other}" for other in STAGES}, (
+                    f"{stage} imports {node.module}"
+                )
     assert checked > len(STAGES)
 
 
