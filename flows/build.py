@@ -6,6 +6,7 @@ DVC decides whether a stage runs, is taken from the cache, or stands as it is. I
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -34,7 +35,7 @@ STOP_WAIT_SECONDS = 30.0
 
 @contextmanager
 def open_repo(root: Path, *, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[Repo]:
-    """Open the DVC repository at `root`.
+    """Open the DVC repository at `root`, and work there meanwhile: DVC names stages relative to the working folder.
 
     Raises:
         ConfigError: there is none, or it is not usable.
@@ -43,15 +44,16 @@ def open_repo(root: Path, *, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -> It
     from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it reports by exceptions, which we show
-    try:
-        repo = Repo(str(root))
-    except DvcException as error:
-        raise ConfigError(f"{root} is no DVC repository ({error}): run `dvc init` there.") from error
-    _make_patient(repo, lock_wait_seconds)
-    try:
-        yield repo
-    finally:
-        repo.close()
+    with contextlib.chdir(root):
+        try:
+            repo = Repo(str(root))
+        except DvcException as error:
+            raise ConfigError(f"{root} is no DVC repository ({error}): run `dvc init` there.") from error
+        _make_patient(repo, lock_wait_seconds)
+        try:
+            yield repo
+        finally:
+            repo.close()
 
 
 def check_listed(repo: Repo, recipe: str) -> None:

@@ -182,6 +182,8 @@ def started(recipe: str, changes: Changes | None, if_running: IfRunning) -> Iter
         repo = stack.enter_context(open_repo(root))
         check_listed(repo, recipe)
         run = Run(name, repo, load_recipe(recipe_path(root, recipe)), paths, home, fields, say, workspace)
+        if workspace:
+            workspace.kept = True  # for inspection, until the run is saved
         try:
             yield run
         except Refused as error:

@@ -79,8 +79,8 @@ class Workspace:
     """A working tree of a run's own."""
 
     root: Path
-    kept: bool = True
-    """Whether it stays when the run ends; the run clears this once it is saved."""
+    kept: bool = False
+    """Whether it stays when the run ends."""
 
 
 @contextmanager
