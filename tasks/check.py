@@ -13,16 +13,17 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.embeddings import Encoder, embed
+from tasks.embeddings import Encoder, embed, vectors_folder
 from tasks.errors import DataError
 from tasks.measures import diversity, duplicates, harm, labels, mismatch
 from tasks.measures.reference import REFERENCE_TEXTS
-from tasks.paths import Paths, store
+from tasks.paths import Paths
 from tasks.recipe import Check
 from tasks.reports import Base, CheckReport, Measure, read_report, write_report
 from tasks.splits import SPLITS, read_splits
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 SMALLEST_SAMPLE = 30
 SMALLEST_GROUPS = 10
 WORST = 5
-POOLING = "v1"  # raise it when the encoder's vectors change for the same weights
 
 
 @dataclass(frozen=True)
@@ -260,12 +260,18 @@ def _embedded(
     names = ["train", *(name for name in tables if name not in SPLITS)]
     rows = {name: _sampled(tables[name], section.max_rows, section.seed) for name in names}
     texts = [text for name in names for text in rows[name]["text"]] + list(REFERENCE_TEXTS)
-    folder = store() / "embeddings" / base.fingerprint / f"{section.max_length}-{POOLING}"
+    folder = _vectors_folder(base, section.max_length)
     vectors = embed(texts, lambda: _encoder(base, paths), folder, section.max_length)
     ends = np.cumsum([len(rows[name]) for name in names])
     parts = np.split(vectors, ends)
     samples = [Sample(name, rows[name], part) for name, part in zip(names, parts[:-1], strict=True)]
     return samples, parts[-1]
+
+
+def _vectors_folder(base: Base, max_length: int) -> Path:
+    from tasks.models import pick_device
+
+    return vectors_folder(base.fingerprint, max_length, device=pick_device(), precision="fp32")
 
 
 def _encoder(base: Base, paths: Paths) -> Encoder:

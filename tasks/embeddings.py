@@ -8,6 +8,7 @@ write equal shards or different ones, never half a shard.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import zipfile
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.files import atomic_path
+from tasks.paths import store
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,17 @@ class Encoder(Protocol):
     def encode(self, texts: list[str], *, max_length: int) -> Vectors:
         """Return one vector a text, (rows, dim)."""
         ...
+
+
+def vectors_folder(model: str, max_length: int, *, device: str, precision: str) -> Path:
+    """Return the store's folder of one model's vectors under one setting, for `embed`.
+
+    `model` is the fingerprint of its weights. Vectors of another device class, arithmetic or library version are
+    others: they differ in the last digits.
+    """
+    versions = "-".join(importlib.metadata.version(name) for name in ("torch", "transformers"))
+    setting = f"mean-{max_length}-{device.partition(':')[0]}-{precision}-{versions}"
+    return store() / "embeddings" / model / setting
 
 
 def embed(texts: Sequence[str], encoder: Callable[[], Encoder], folder: Path, max_length: int) -> Vectors:
@@ -48,7 +61,6 @@ def embed(texts: Sequence[str], encoder: Callable[[], Encoder], folder: Path, ma
     known = _load(folder, set(by_key))
     missing = sorted((len(text), key) for key, text in by_key.items() if key not in known)
     if missing:
-        log.info("Embedding %d texts (%d are in the store)", len(missing), len(known))
         model = encoder()
         for start in range(0, len(missing), ROWS_A_SHARD):
             chunk = [key for _, key in missing[start : start + ROWS_A_SHARD]]
@@ -58,7 +70,8 @@ def embed(texts: Sequence[str], encoder: Callable[[], Encoder], folder: Path, ma
             _must_be_finite(vectors, [by_key[key] for key in chunk])
             _save(folder, chunk, vectors)
             known.update(zip(chunk, vectors, strict=True))
-            log.info("Embedded %d of %d", start + len(chunk), len(missing))
+            if len(missing) > ROWS_A_SHARD:
+                log.info("embedded %d of %d texts", start + len(chunk), len(missing))
     return np.stack([known[key] for key in keys]) if keys else np.zeros((0, 0), dtype=np.float32)
 
 

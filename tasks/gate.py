@@ -1,19 +1,23 @@
 """Judge what `validate` and `check` measured by the recipe's bounds: a passport, or every reason why not.
 
-Reads `validate.json`, `check.json` and the splits' schema. Writes `gate.json` whatever the answer, and
-`passport.json`, without which `finetune` does not start, only when no bound refuses. Alone:
-`python -m tasks gate <recipe>`.
+Reads `validate.json`, `check.json`, the splits' schema and the report halves' sizes. Writes `gate.json` whatever the
+answer, and `passport.json`, without which `finetune` does not start, only when no bound refuses. It also refuses a
+forgetting budget that its benchmark could never show to be kept, for want of examples: better now than after the
+training. Alone: `python -m tasks gate <recipe>`.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.errors import ConfigError, Refused, StageError
+from tasks.forgetting.rule import fewest_examples, smallest_margin
+from tasks.forgetting.suites import read_suite
 from tasks.paths import Paths
-from tasks.recipe import Bound, Gate
+from tasks.recipe import Bound, Decide, Gate, Suite
 from tasks.reports import (
     CheckReport,
     GateItem,
@@ -33,8 +37,8 @@ FAILED_EXPECTATIONS = "failed_expectations"
 _SEVERITY: tuple[Level, ...] = ("pass", "warn", "refuse")
 
 
-def gate(section: Gate, *, paths: Paths) -> None:
-    """Hold every bounded measure against its bound; write `gate.json` and, unless refused, `passport.json`.
+def gate(section: Gate, budget: Mapping[str, Suite], rule: Decide, *, paths: Paths) -> None:
+    """Hold every bounded measure and every benchmark's size against its bound; write `gate.json` and the passport.
 
     Raises:
         ConfigError: a bound names a measure that `check.json` does not have.
@@ -50,6 +54,7 @@ def gate(section: Gate, *, paths: Paths) -> None:
     bounds = {FAILED_EXPECTATIONS: section.failed_expectations, **section.measures}
     _must_be_measured(bounds, measures)
     items = [_judge(measures[name], bound) for name, bound in bounds.items()]
+    items += [_carries(name, suite.margin, rule, paths) for name, suite in budget.items() if suite.margin]
     worst = max((item.level for item in items), key=_SEVERITY.index)
     write_report(paths.gate, GateReport(level=worst, items=items))
     for item in items:
@@ -95,6 +100,23 @@ def _failed_expectations(validated: ValidateReport) -> Measure:
         + ("; ".join(f"{item.type} ({item.observed})" for item in failed) or "none")
         + ".",
         remedy="See validate.json for the rows, and correct the raw data or the expectation.",
+    )
+
+
+def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
+    """Say whether the report half of a benchmark is large enough to ever show that its margin is kept."""
+    groups = read_suite(paths.report_half / name).examples["group"].nunique()
+    fewest = fewest_examples(margin, rule.confidence)
+    enough = groups >= fewest
+    return GateItem(
+        name=f"report_examples_{name}",
+        value=groups,
+        level="pass" if enough else "refuse",
+        reason=f"{groups} independent examples; a margin of {margin:g} can be shown from {fewest} on.",
+        remedy=""
+        if enough
+        else f"Give benchmark {name} more examples, widen budget.{name}.margin to "
+        f"{smallest_margin(groups, rule.confidence):.2g} or more, or mark it `informative: true`.",
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from tasks.errors import StageError
 from tasks.files import folder_fingerprint, write_text
@@ -135,6 +137,7 @@ def load_encoder(folder: Path, device: str | None = None, precision: str = "fp32
         StageError: the folder lacks weights, configuration or tokenizer.
     """
     device = device or pick_device()
+    transformers_logging.disable_progress_bar()
     try:
         model = AutoModel.from_pretrained(
             folder,
@@ -212,6 +215,15 @@ def interpolate(base: Classifier, tuned: Classifier, alpha: float) -> Classifier
             if value.is_floating_point():
                 value.copy_(torch.lerp(start[name].float(), end[name].float(), alpha).to(value.dtype))
     return merged
+
+
+def weights_fingerprint(encoder: Encoder) -> str:
+    """Name an encoder by its weights, wherever it was loaded from: sha256 in hex."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def model_fingerprint(folder: Path) -> str:

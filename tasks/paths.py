@@ -122,7 +122,7 @@ class Paths:
 
     @property
     def records(self) -> Path:
-        """A folder of `<suite>.parquet`: id, group, base, candidate (and champion), one row an example."""
+        """`suites/<name>.parquet` and `targets/<name>.parquet`: id, group, base, candidate (and champion) a row."""
         return self.out / "records"
 
     @property

@@ -6,7 +6,6 @@ Alone: `python -m tasks prepare <recipe>`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -26,8 +25,8 @@ from tasks.files import fingerprint, sha256_of
 from tasks.paths import Paths
 from tasks.recipe import Benchmark, Data, FeatureBenchmark, RetrievalBenchmark
 from tasks.sources import resolve_base
-from tasks.splits import splits_fingerprint
-from tasks.tables import read_table, read_text
+from tasks.splits import first_by_hash, hash_positions, splits_fingerprint
+from tasks.tables import read_table, read_text, write_table
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def prepare(task: str, base: str, data: Data, benchmarks: Mapping[str, Benchmark
 def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
     frame, dropped_rows = read_table(data.train, paths.raw, data.labels)
     dropped = {data.train.file: dropped_rows}
-    share = _share(frame["group"], data.seed)
+    share = hash_positions(frame["group"], data.seed)
     test_share = 0.0 if data.test else data.test_share
     tables = {
         "train": frame[share >= test_share + data.validation_share],
@@ -83,7 +82,7 @@ def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
     written |= {f"targets/{name}.parquet": rows for name, rows in targets.items()}
     (folder / "targets").mkdir(parents=True)
     for name, rows in written.items():
-        _write_table(_indexed(rows, data.labels), folder / name)
+        write_table(_indexed(rows, data.labels), folder / name)
     schema = reports.SplitSchema(
         task=task,
         labels=data.labels,
@@ -101,15 +100,6 @@ def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
     for file, reasons in dropped.items():
         for reason, count in reasons.items():
             log.info("dropped from %s: %d rows, %s", file, count, reason)
-
-
-def _share(groups: pd.Series, seed: int) -> pd.Series:
-    """Map each group to [0, 1) by a hash, so that a row's split does not depend on the other rows."""
-
-    def position(group: str) -> float:
-        return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8], "big") / 2**64
-
-    return groups.map({group: position(group) for group in groups.unique()})
 
 
 def _refuse_thin_classes(tables: Mapping[str, pd.DataFrame], data: Data) -> None:
@@ -142,11 +132,11 @@ def _write_benchmark(name: str, benchmark: Benchmark, data: Data, paths: Paths, 
     else:
         rows, dropped = read_table(benchmark.table, paths.raw, data.labels)
         log.info("benchmark %s: %d rows dropped by rule", name, sum(dropped.values()))
-        rows = _indexed(rows, data.labels)
-        position = _share(rows["group"], data.seed)
+        rows = first_by_hash(_indexed(rows, data.labels), benchmark.max_rows, data.seed)
+        position = hash_positions(rows["group"], data.seed)
         extra, examples = rows[position < 1 / 3], rows[position >= 1 / 3]
         extra_name, bounds = "fit", (1 / 3, 2 / 3)
-    share = _share(examples["group"], data.seed)
+    share = hash_positions(examples["group"], data.seed)
     halves = {"selection": examples[share < bounds[1]], "report": examples[share >= bounds[1]]}
     if empty := [half for half, rows in halves.items() if rows.empty] or extra.empty:
         raise DataError(
@@ -163,7 +153,7 @@ def _write_half(
     folder.mkdir(parents=True)
     tables = {"examples.parquet": rows, f"{extra_name}.parquet": extra}
     for file, table in tables.items():
-        _write_table(table, folder / file)
+        write_table(table, folder / file)
     info = reports.BenchmarkInfo(
         name=name,
         kind=benchmark.kind,
@@ -238,14 +228,3 @@ def _pairs(benchmark: RetrievalBenchmark, file: Path) -> list[tuple[str, str]]:
 def _normal(text: str) -> str:
     """Normal form for equality: compatibility characters, case and white space folded."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
-
-
-def _write_table(rows: pd.DataFrame, path: Path) -> None:
-    """Write Parquet with the same bytes for the same rows: no index, no library metadata of pandas."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pandas(rows.reset_index(drop=True), preserve_index=False).replace_schema_metadata(
-        None
-    )
-    pq.write_table(table, path, compression="zstd", version="2.6", store_schema=False)

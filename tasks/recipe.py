@@ -104,6 +104,8 @@ class FeatureBenchmark(Section):
     """`probe`: logistic regression; `knn`: nearest neighbours by cosine."""
     table: Table
     """The labelled rows; a third fits, a third selects, a third reports."""
+    max_rows: Annotated[int, Field(ge=30)] | None = None
+    """Take this many rows of the table, those whose groups hash first; all of them when absent."""
     neighbours: int = Field(default=15, gt=0)
     """With `knn`: how many neighbours vote."""
 
@@ -255,6 +257,10 @@ class Evaluate(Section):
 
     precision: Literal["fp32", "bf16"]
     """Arithmetic of the forward pass; the same for base and candidate."""
+    max_length: int = Field(default=128, ge=8)
+    """Tokens of a benchmark's text that a model reads; the same for base and candidate."""
+    max_target_rows: Annotated[int, Field(ge=30)] | None = None
+    """Rows of each target that are scored, those whose groups hash first; all of them when absent."""
 
 
 class Decide(Section):
@@ -264,6 +270,8 @@ class Decide(Section):
     """Of each one-sided test: 0.95 is α = 0.05."""
     power: Annotated[float, Field(gt=0.5, lt=1)]
     """With which a model that lost nothing must pass; used by `merge` and in advice."""
+    champion_margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Accuracy on the test split by which a release may fall behind the champion, to be shown with confidence."""
     bootstrap_draws: int = Field(ge=1000)
     """Paired bootstrap draws, where a metric needs them."""
     seed: int

@@ -196,7 +196,9 @@ class SuiteOutcome(Part):
     loss: float
     """base - candidate: positive is forgotten."""
     standard_error: float
-    """Of the paired loss."""
+    """Of the paired loss, over groups."""
+    chance: float = 0.0
+    """What guessing scores on these examples."""
 
 
 class AlphaOutcome(Part):
@@ -294,7 +296,7 @@ class SuiteVerdict(Part):
     """At which a model that lost nothing would pass with the stated power; null: cannot be settled."""
     verdict: Verdict
     test: str
-    """Which test: exact, t, bootstrap."""
+    """Which test: `score` (binary outcomes) or `t` (skewness-corrected)."""
     reason: str
 
 
@@ -310,6 +312,8 @@ class DecideReport(Report):
     target_verdict: Verdict
     target_reason: str
     champion: int | None
+    champion_verdict: Verdict | None = None
+    """Whether it is no worse than the champion on the test split; null when there is none."""
     suites: list[SuiteVerdict]
     model: str
     """Fingerprint of the model decided on."""

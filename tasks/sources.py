@@ -147,6 +147,27 @@ def base_folder(base: Base, root: Path) -> Path:
     return folder
 
 
+def first_base_folder(base: Base, root: Path) -> Path:
+    """Return the store's folder of the first base of a lineage; fetch it again where this machine lacks it.
+
+    Raises:
+        DataError: the source holds other content than it did when the lineage began.
+    """
+    first = base.first_base
+    if first.fingerprint == base.fingerprint:
+        return base_folder(base, root)
+    folder = store() / "bases" / first.fingerprint
+    if folder.is_dir():
+        return folder
+    again = resolve_base(first.source, root)
+    if again.fingerprint != first.fingerprint:
+        raise DataError(
+            f"The first base of this lineage, {first.source}, has changed: it was {first.fingerprint[:12]}, it is "
+            f"{again.fingerprint[:12]}. Forgetting is measured from the old one: restore its files."
+        )
+    return folder
+
+
 def _fetch(source: Source, destination: Path, root: Path) -> None:
     """Copy a file or folder of raw data to `destination`, whole or not at all."""
     if source.kind == "import":

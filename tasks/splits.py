@@ -74,3 +74,24 @@ def splits_fingerprint(files: Mapping[str, Path]) -> str:
     """Return `SplitSchema.fingerprint`: sha256 over sorted lines `<name> <sha256 of the file>`."""
     lines = "".join(f"{name} {sha256_of(files[name])}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def hash_positions(groups: pd.Series, seed: int, purpose: str = "") -> pd.Series:
+    """Map each group to [0, 1) by a hash, so that where a row goes does not depend on the other rows.
+
+    Another `purpose` gives positions that have nothing to do with those of this one.
+    """
+    prefix = f"{purpose}:{seed}" if purpose else str(seed)
+
+    def position(group: str) -> float:
+        return int.from_bytes(hashlib.sha256(f"{prefix}:{group}".encode()).digest()[:8], "big") / 2**64
+
+    return groups.map({group: position(group) for group in groups.unique()})
+
+
+def first_by_hash(rows: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
+    """Return at most `most` rows, those whose groups hash first, in their old order; None returns all."""
+    if most is None or len(rows) <= most:
+        return rows
+    position = hash_positions(rows["group"], seed, "sample")
+    return rows.loc[position.sort_values(kind="stable").index[:most].sort_values()]

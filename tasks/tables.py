@@ -203,3 +203,15 @@ def _read_columnar(table: Table, path: Path) -> pd.DataFrame:
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is no readable {table.format} file: {error}") from None
     return frame.assign(_line=range(1, len(frame) + 1))
+
+
+def write_table(rows: pd.DataFrame, path: Path) -> None:
+    """Write Parquet with the same bytes for the same rows: no index, no library metadata of pandas."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pandas(rows.reset_index(drop=True), preserve_index=False).replace_schema_metadata(
+        None
+    )
+    pq.write_table(table, path, compression="zstd", version="2.6", store_schema=False)

@@ -1,0 +1,280 @@
+"""decide: the release rule. May this model ship? PASS, FAIL or INCONCLUSIVE, with reasons.
+
+Reads `evaluate.json`, the records, `merge.json` and `pin.json`; writes `decision.json`. It never fails for the answer:
+the flow and `register` refuse what is not a PASS. Alone: `python -m tasks decide <recipe>`.
+
+PASS needs every gating suite within its margin, a gain on the test split over the frozen base with its linear probe,
+and no loss against the champion, each shown at the full confidence (`tasks/forgetting/rule.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from tasks import reports
+from tasks.errors import StageError
+from tasks.forgetting.rule import PairedLoss, examples_needed, holm, paired_loss
+from tasks.paths import Paths
+from tasks.recipe import Decide, Suite
+
+log = logging.getLogger(__name__)
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+_SEVERITY: dict[Verdict, int] = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
+
+
+def decide(section: Decide, budget: Mapping[str, Suite], *, paths: Paths) -> None:
+    """Apply the release rule to the records and write the verdict, every reason, and what would help.
+
+    Raises:
+        StageError: a report or a record is missing, or they are of different models.
+    """
+    evaluated = reports.read_report(paths.evaluate, reports.EvaluateReport)
+    merged = reports.read_report(paths.merge, reports.MergeReport)
+    pin = reports.read_report(paths.pin, reports.Pin)
+    _must_belong_together(evaluated, merged, pin, budget)
+    suites = _judge_suites(evaluated, budget, section, paths)
+    target, target_reason = _judge_target(evaluated, merged, section, paths)
+    champion, champion_reason = _judge_champion(evaluated, pin, section, paths)
+    judged: list[tuple[Verdict, str]] = [
+        (suite.verdict, f"{suite.name}: {suite.reason}") for suite in suites if suite.margin is not None
+    ]
+    judged += [(target, f"its own task: {target_reason}")]
+    judged += [(champion, f"champion: {champion_reason}")] if champion else []
+    verdict = min((answer for answer, _ in judged), key=_SEVERITY.__getitem__)
+    report = reports.DecideReport(
+        verdict=verdict,
+        reasons=[
+            reason
+            for answer, reason in sorted(judged, key=lambda item: _SEVERITY[item[0]])
+            if answer != "PASS"
+        ]
+        or ["every suite is within its margin, and the task gained"],
+        advice=_advice(suites, target, merged),
+        confidence=section.confidence,
+        target_verdict=target,
+        target_reason=target_reason,
+        champion=pin.champion,
+        champion_verdict=champion,
+        suites=suites,
+        model=evaluated.candidate_model,
+    )
+    reports.write_report(paths.decision, report)
+    log.info("%s", verdict)
+    for answer, reason in judged:
+        log.info("%-12s %s", answer, reason)
+
+
+def _must_belong_together(
+    evaluated: reports.EvaluateReport,
+    merged: reports.MergeReport,
+    pin: reports.Pin,
+    budget: Mapping[str, Suite],
+) -> None:
+    problems = []
+    if evaluated.candidate_model != merged.model:
+        problems.append("evaluate.json measured another model than merge.json chose")
+    if evaluated.champion != pin.champion:
+        problems.append(f"evaluate.json knows champion {evaluated.champion}, pin.json {pin.champion}")
+    if missing := sorted(set(budget) - {suite.name for suite in evaluated.suites}):
+        problems.append(f"evaluate.json has no {', '.join(missing)}, which the budget names")
+    if problems:
+        raise StageError("The reports do not belong together; run the stages again (`dvc repro`):", problems)
+
+
+def _judge_suites(
+    evaluated: reports.EvaluateReport, budget: Mapping[str, Suite], section: Decide, paths: Paths
+) -> list[reports.SuiteVerdict]:
+    measured = {suite.name: suite for suite in evaluated.suites}
+    tables = {name: _records(paths.records / "suites" / f"{name}.parquet") for name in budget}
+    losses = {name: _loss(table, "base") for name, table in tables.items()}
+    gating = [name for name, suite in budget.items() if suite.margin is not None]
+    fails = holm(
+        [losses[name].p_not_above(budget[name].margin or 0.0) for name in gating], 1 - section.confidence
+    )
+    failed = {name for name, fail in zip(gating, fails, strict=True) if fail}
+    return [
+        _judge_suite(
+            measured[name],
+            losses[name],
+            suite.margin,
+            section,
+            failed=name in failed,
+            known=_above_chance(tables[name], measured[name].chance, section),
+        )
+        for name, suite in budget.items()
+    ]
+
+
+def _above_chance(table: pd.DataFrame, chance: float, section: Decide) -> bool:
+    """Say whether the base is shown to do better than guessing: what it did not know cannot be forgotten."""
+    excess = paired_loss(table["base"], np.full(len(table), chance), table["group"].tolist())
+    return excess.p_not_above(0.0) <= 1 - section.confidence
+
+
+def _judge_suite(
+    outcome: reports.SuiteOutcome,
+    loss: PairedLoss,
+    margin: float | None,
+    section: Decide,
+    *,
+    failed: bool,
+    known: bool,
+) -> reports.SuiteVerdict:
+    lower, upper = loss.lower(section.confidence), loss.upper(section.confidence)
+    needed = None
+    verdict: Verdict
+    if margin is None:
+        verdict, reason = "PASS", f"lost {_signed(outcome.loss)}; informative, it does not decide"
+    elif not known:
+        verdict = "INCONCLUSIVE"
+        reason = (
+            f"the base scores {outcome.base:.3f}, guessing scores {outcome.chance:.3f}, on {outcome.examples} examples: "
+            "where nothing is shown to be known, no forgetting can be seen. Take a benchmark that the base can do"
+        )
+    else:
+        needed = examples_needed(loss, margin, section.confidence, section.power)
+        passed = loss.p_not_below(margin) <= 1 - section.confidence
+        verdict = "FAIL" if failed else "PASS" if passed else "INCONCLUSIVE"
+        reason = _suite_reason(outcome, margin, lower, upper, needed, section, verdict)
+    return reports.SuiteVerdict(
+        name=outcome.name,
+        metric=outcome.metric,
+        margin=margin,
+        base=outcome.base,
+        candidate=outcome.candidate,
+        loss=outcome.loss,
+        lower=lower,
+        upper=upper,
+        p_value=loss.p_not_below(margin) if margin is not None else 1.0,
+        examples=outcome.examples,
+        examples_needed=needed,
+        verdict=verdict,
+        test=loss.test,
+        reason=reason,
+    )
+
+
+def _suite_reason(
+    outcome: reports.SuiteOutcome,
+    margin: float,
+    lower: float,
+    upper: float,
+    needed: int | None,
+    section: Decide,
+    verdict: Verdict,
+) -> str:
+    sure = f"{section.confidence:.0%}"
+    seen = f"{outcome.metric} {outcome.base:.3f} → {outcome.candidate:.3f}, lost {_signed(outcome.loss)}"
+    if verdict == "PASS":
+        return f"{seen}; at most {_signed(upper)} with {sure} confidence, the margin is {margin:g}"
+    if verdict == "FAIL":
+        return f"{seen}; at least {_signed(lower)} with {sure} confidence, the margin is {margin:g}"
+    settled = (
+        f"a model that lost nothing would need about {needed} examples to pass, here are {outcome.examples}"
+        if needed
+        else "this set cannot settle it"
+    )
+    return f"{seen}; between {_signed(lower)} and {_signed(upper)}, the margin is {margin:g}: {settled}"
+
+
+def _judge_target(
+    evaluated: reports.EvaluateReport, merged: reports.MergeReport, section: Decide, paths: Paths
+) -> tuple[Verdict, str]:
+    if merged.alpha == 0:
+        return (
+            "FAIL",
+            "no weight of the tuning fits the forgetting budget and gains: what is left is the base itself",
+        )
+    loss = _loss(_records(paths.records / "targets" / "test.parquet"), "base")
+    test = next(target for target in evaluated.targets if target.name == "test")
+    seen = f"accuracy {test.base:.3f} → {test.candidate:.3f} on {test.examples} rows"
+    if loss.p_not_below(0.0) <= 1 - section.confidence:
+        return "PASS", f"{seen}; gained at least {_signed(-loss.upper(section.confidence))}"
+    if loss.p_not_above(0.0) <= 1 - section.confidence:
+        return "FAIL", f"{seen}: worse than the frozen base with a linear probe"
+    return "INCONCLUSIVE", f"{seen}: no gain over the frozen base with a linear probe is shown"
+
+
+def _judge_champion(
+    evaluated: reports.EvaluateReport, pin: reports.Pin, section: Decide, paths: Paths
+) -> tuple[Verdict | None, str]:
+    if pin.champion is None:
+        return None, ""
+    if pin.champion_model == evaluated.candidate_model:
+        return "PASS", f"this model is the champion, version {pin.champion}"
+    loss = _loss(_records(paths.records / "targets" / "test.parquet"), "champion")
+    level, margin = 1 - section.confidence, section.champion_margin
+    upper = loss.upper(section.confidence)
+    seen = f"against version {pin.champion}, {_signed(-loss.mean)} accuracy on {len(loss.values)} rows"
+    if loss.p_not_below(margin) <= level:
+        return "PASS", f"{seen}; worse by at most {_signed(upper)}, the margin is {margin:g}"
+    if loss.p_not_above(margin) <= level:
+        return (
+            "FAIL",
+            f"{seen}; worse by at least {_signed(loss.lower(section.confidence))}, the margin is {margin:g}",
+        )
+    needed = examples_needed(loss, margin, section.confidence, section.power)
+    return "INCONCLUSIVE", (
+        f"{seen}; it may be worse by {_signed(upper)}, the margin is {margin:g}: an equal model would need about "
+        f"{needed or 'more rows than can be had'} test rows to show it (decide.champion_margin sets the margin)"
+    )
+
+
+def _records(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path} cannot be read ({error}): run `evaluate` again.") from None
+    if missing := sorted({"id", "group", "base", "candidate"} - set(table)):
+        raise StageError(f"{path} has no column {', '.join(missing)}: run `evaluate` again.")
+    if bad := table.loc[table[["base", "candidate"]].isna().any(axis=1), "id"].tolist():
+        raise StageError(
+            f"{path} lacks outcomes of {len(bad)} examples, {bad[:5]} among them: run `evaluate` again."
+        )
+    return table
+
+
+def _loss(table: pd.DataFrame, against: str) -> PairedLoss:
+    try:
+        return paired_loss(table[against], table["candidate"], table["group"].tolist())
+    except (KeyError, ValueError) as error:
+        raise StageError(
+            f"The records do not pair {against} and candidate ({error}): run `evaluate` again."
+        ) from None
+
+
+def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports.MergeReport) -> list[str]:
+    """Return the recipe changes most likely to pass, the surest first."""
+    advice = []
+    if any(suite.verdict == "FAIL" for suite in suites) or merged.alpha == 0:
+        advice.append(
+            "Lower finetune.learning_rate to a third, and take finetune.method: lp-ft if it is not."
+        )
+        advice.append(
+            "Set finetune.epochs: 1, or freeze the early half of the layers with finetune.freeze_layers."
+        )
+        if merged.alpha > 0:
+            advice.append("Add values between 0 and the chosen one to merge.alphas.")
+    for suite in suites:
+        if suite.verdict == "INCONCLUSIVE" and suite.examples_needed:
+            advice.append(
+                f"Give benchmark {suite.name} about {suite.examples_needed} report examples, or accept a margin of "
+                f"{math.ceil(suite.upper * 1000) / 1000:g} in budget.{suite.name}.margin if that loss is acceptable."
+            )
+    if target == "INCONCLUSIVE" and merged.alpha > 0:
+        advice.append(
+            "Add labelled rows: the test split is too small, or the task too close to what the base knows."
+        )
+    return advice
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}" if round(value, 3) else "0.000"

@@ -1,0 +1,183 @@
+"""evaluate: base, candidate and champion, on examples that nothing was chosen with.
+
+Reads the test split and the targets, the *report* halves, the models and `pin.json`; writes `evaluate.json`, a record
+for each example under `records/`, and flat `metrics.json`. It measures; `decide` judges. Alone:
+`python -m tasks evaluate <recipe>`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tasks import reports
+from tasks.device import hold_device
+from tasks.errors import StageError
+from tasks.files import write_text
+from tasks.forgetting.measure import Subject, compare, records, reference
+from tasks.forgetting.rule import paired_loss
+from tasks.forgetting.suites import read_suite
+from tasks.models import Classifier, load_classifier, model_fingerprint, pick_device, start_classifier
+from tasks.paths import Paths, registry_root
+from tasks.recipe import Decide, Evaluate
+from tasks.sources import base_folder
+from tasks.splits import first_by_hash, read_splits
+from tasks.tables import write_table
+
+log = logging.getLogger(__name__)
+
+SAMPLE_SEED = 0
+"""Of which rows of a large target are scored; the same for every model, so it is no choice to make."""
+
+
+def evaluate(section: Evaluate, rule: Decide, *, paths: Paths) -> None:
+    """Measure every model on every test set and report half, and write a record for each example.
+
+    Raises:
+        StageError: a model, a split or a benchmark cannot be read, or the champion has other labels.
+        RegistryError: the champion cannot be fetched.
+    """
+    base, pin = reports.read_report(paths.base, reports.Base), reports.read_report(paths.pin, reports.Pin)
+    device = pick_device()
+    paths.out.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=paths.out, prefix=".records."))
+    try:
+        with hold_device(device):
+            start = start_classifier(base_folder(base, paths.root), paths.tuned, device, section.precision)
+            candidate = load_classifier(paths.chosen, device, section.precision)
+            suites = list(_suites(section, base, start, candidate, paths, aside))
+            targets = list(_targets(section, rule, pin, start, candidate, paths, aside))
+        shutil.rmtree(paths.records, ignore_errors=True)
+        aside.chmod(0o755)
+        aside.rename(paths.records)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    report = reports.EvaluateReport(
+        base_model=base.fingerprint,
+        candidate_model=model_fingerprint(paths.chosen),
+        champion=pin.champion,
+        targets=targets,
+        suites=suites,
+    )
+    reports.write_report(paths.evaluate, report)
+    write_text(paths.metrics, json.dumps(_flat_metrics(report), indent=2) + "\n")
+
+
+def _flat_metrics(report: reports.EvaluateReport) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the figures that `dvc metrics` compares between runs."""
+    targets = {
+        target.name: {
+            "accuracy": round(target.candidate, 4),
+            "macro_f1": round(target.macro_f1, 4),
+            "gain": round(target.gain, 4),
+        }
+        for target in report.targets
+    }
+    suites = {
+        suite.name: {suite.metric: round(suite.candidate, 4), "loss": round(suite.loss, 4)}
+        for suite in report.suites
+    }
+    return {"task": targets, "forgetting": suites}
+
+
+def _suites(
+    section: Evaluate, base: reports.Base, start: Classifier, candidate: Classifier, paths: Paths, aside: Path
+) -> Iterator[reports.SuiteOutcome]:
+    before = reference(base, start, section, paths.root)
+    after = Subject(candidate, section)
+    folders = sorted(folder for folder in paths.report_half.iterdir() if folder.is_dir())
+    for folder in folders:
+        suite = read_suite(folder)
+        outcome, _ = compare(suite, before, after)
+        write_table(records(suite, before, after), aside / "suites" / f"{suite.name}.parquet")
+        log.info(
+            "%s: %s %.4f → %.4f on %d examples",
+            suite.name,
+            suite.info.metric,
+            outcome.base,
+            outcome.candidate,
+            outcome.examples,
+        )
+        yield outcome
+
+
+def _targets(
+    section: Evaluate,
+    rule: Decide,
+    pin: reports.Pin,
+    start: Classifier,
+    candidate: Classifier,
+    paths: Paths,
+    aside: Path,
+) -> Iterator[reports.TargetOutcome]:
+    _, tables = read_splits(paths)
+    champion = _champion(pin, candidate, section, paths)
+    samples = {"test": tables["test"]} | {
+        name: first_by_hash(table, section.max_target_rows, SAMPLE_SEED)
+        for name, table in tables.items()
+        if name not in ("train", "validation", "test")
+    }
+    for name, rows in samples.items():
+        truth = rows["label"].to_numpy()
+        said = {"base": _predict(start, rows), "candidate": _predict(candidate, rows)}
+        if champion is not None:
+            said["champion"] = said["candidate"] if champion is candidate else _predict(champion, rows)
+        table = pd.DataFrame({"id": rows["id"].astype(str), "group": rows["group"].astype(str)})
+        for model, labels in said.items():
+            table[model] = (labels == truth).astype(np.float64)
+        write_table(table, aside / "targets" / f"{name}.parquet")
+        outcome = _target(name, table, truth, said["candidate"], rule)
+        log.info(
+            "%s: accuracy %.4f → %.4f on %d rows", name, outcome.base, outcome.candidate, outcome.examples
+        )
+        yield outcome
+
+
+def _target(
+    name: str, table: pd.DataFrame, truth: np.ndarray, said: np.ndarray, rule: Decide
+) -> reports.TargetOutcome:
+    from sklearn.metrics import f1_score
+
+    loss = paired_loss(table["base"], table["candidate"], table["group"].tolist())
+    each_side = (1 + rule.confidence) / 2
+    return reports.TargetOutcome(
+        name=name,
+        examples=len(table),
+        base=float(table["base"].mean()),
+        candidate=float(table["candidate"].mean()),
+        champion=float(table["champion"].mean()) if "champion" in table else None,
+        gain=-loss.mean,
+        gain_interval=(-loss.upper(each_side), -loss.lower(each_side)),
+        macro_f1=float(f1_score(truth, said, average="macro")),
+    )
+
+
+def _champion(pin: reports.Pin, candidate: Classifier, section: Evaluate, paths: Paths) -> Classifier | None:
+    """Load the pinned champion; it is the candidate itself when their content is the same."""
+    if pin.champion is None:
+        return None
+    if pin.champion_model == model_fingerprint(paths.chosen):
+        return candidate
+    from tasks.registry import open_registry
+
+    with tempfile.TemporaryDirectory() as folder:
+        registry = open_registry(registry_root(paths.root))
+        registry.download(pin.registry_name, pin.champion, Path(folder) / "champion")
+        champion = load_classifier(Path(folder) / "champion", candidate.device, section.precision)
+    if list(champion.labels) != list(candidate.labels):
+        raise StageError(
+            f"The champion, version {pin.champion} of {pin.registry_name}, knows the labels {list(champion.labels)}, "
+            f"the candidate {list(candidate.labels)}: they cannot be compared. Give the recipe another register.name."
+        )
+    return champion
+
+
+def _predict(model: Classifier, rows: pd.DataFrame) -> np.ndarray:
+    return model.logits(rows["text"].tolist()).argmax(axis=1)

@@ -1,0 +1,1 @@
+"""What was forgotten: how it is measured (`suites`), and how it is judged (`rule`)."""

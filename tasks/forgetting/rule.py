@@ -1,0 +1,194 @@
+"""The release rule: paired one-sided non-inferiority tests, one a suite, joined by intersection-union.
+
+A release claims that *every* suite lost less than its margin, so each suite must show it at the full level
+(Berger 1982, Multiparameter hypothesis testing and acceptance sampling); Holm corrects the claims of a FAIL.
+
+- Binary outcomes, one example a group: Tango's score test (Tango 1998, Equivalence test and confidence interval for
+  the difference in proportions for the paired-sample design).
+- Everything else: the mean paired loss over groups, studentised, with Hall's correction for skewness (Hall 1992, On
+  the removal of skewness by transformation). Ranks lose rarely and then much; the plain t test passes those
+  models up to 15 % of the time at the margin.
+- Neither may claim more than a sample of this size can show of an event that it never saw: as many groups as a share
+  of total losses at the margin would leave unharmed with a chance above α settle nothing (the «rule of three»).
+  Without it five examples that all agree would pass.
+
+Measured, not believed: `make bench-rule` prints false PASS and power.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+Outcomes = NDArray[np.float64]
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+CALIBRATION = 0.8
+"""Share of α that the approximate tests are held to: their false PASS is up to a fifth above it (`make bench-rule`)."""
+MOST_EXAMPLES = 1_000_000
+"""A set that would have to be larger settles nothing."""
+
+
+@dataclass(frozen=True)
+class PairedLoss:
+    """The paired losses of one suite: base minus candidate, an example each; positive is forgotten.
+
+    `by_group` has one value a group, `(groups,)`, whose mean is the mean loss over examples and whose spread is
+    that of the groups (linearised, so that groups may differ in size).
+    """
+
+    values: Outcomes
+    by_group: Outcomes
+    binary: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean loss, in the metric's unit."""
+        return float(self.values.mean())
+
+    @property
+    def groups(self) -> int:
+        """Number of independent units."""
+        return len(self.by_group)
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean loss; 0 when nothing differs or there is one group."""
+        return float(self.by_group.std(ddof=1) / math.sqrt(self.groups)) if self.groups > 1 else 0.0
+
+    @property
+    def test(self) -> str:
+        """Which test judges it."""
+        return "score" if self._scored else "t"
+
+    @property
+    def _scored(self) -> bool:
+        return self.binary and self.groups == len(self.values)
+
+    def upper(self, confidence: float) -> float:
+        """Return the one-sided upper bound of the mean loss."""
+        level = 1 - confidence
+        return self._bound(lambda loss: self.p_not_below(loss) - level)
+
+    def lower(self, confidence: float) -> float:
+        """Return the one-sided lower bound of the mean loss."""
+        return -self.reversed().upper(confidence)
+
+    def p_not_below(self, margin: float) -> float:
+        """Return the p value of «the mean loss is at least `margin`»: small speaks for less."""
+        p = stats.norm.cdf(self._score(margin)) if self._scored else self._p_of_t(margin)
+        return float(max(min(p / CALIBRATION, 1.0), self._p_of_none(margin)))
+
+    def p_not_above(self, margin: float) -> float:
+        """Return the p value of «the mean loss is at most `margin`»: small speaks for more."""
+        return self.reversed().p_not_below(-margin)
+
+    def reversed(self) -> PairedLoss:
+        """Return the same with base and candidate exchanged."""
+        return PairedLoss(-self.values, -self.by_group, self.binary)
+
+    def _bound(self, excess: Callable[[float], float]) -> float:
+        # The p value falls as the loss under test rises, from above the level at -1 to 0 at 1.
+        if excess(1.0) > 0:
+            return 1.0
+        if excess(-1.0) < 0:
+            return -1.0
+        return float(optimize.brentq(excess, -1.0, 1.0, xtol=1e-9))
+
+    def _p_of_none(self, margin: float) -> float:
+        """Return the chance that groups with a share of total losses as large as the margin show none of them."""
+        distance = margin - min(self.mean, 0.0)
+        return float((1 - min(max(distance, 0.0), 1.0)) ** self.groups)
+
+    def _score(self, loss: float) -> float:
+        """Return Tango's score statistic of «the mean loss is `loss`»."""
+        n = len(self.values)
+        lost, won = float((self.values > 0).sum()), float((self.values < 0).sum())
+        b = -lost - won + (2 * n - lost + won) * loss
+        root = math.sqrt(max(b * b + 8 * n * won * loss * (1 - loss), 0.0))
+        share_won = max((root - b) / (4 * n), 0.0)
+        variance = n * (2 * share_won + loss * (1 - loss))
+        distance = lost - won - n * loss
+        if variance <= 1e-12:
+            return 0.0 if abs(distance) < 1e-9 else math.copysign(math.inf, distance)
+        return distance / math.sqrt(variance)
+
+    def _p_of_t(self, loss: float) -> float:
+        """Return the p value of the skewness-corrected t statistic of «the mean loss is at least `loss`»."""
+        error = self.standard_error
+        if error <= 1e-12:
+            return 1.0 if self.mean >= loss else 0.0
+        t = (self.mean - loss) / error
+        deviations = self.by_group - self.by_group.mean()
+        skew = float((deviations**3).mean() / (deviations**2).mean() ** 1.5)
+        a = skew / math.sqrt(self.groups)
+        corrected = t + a * t**2 / 3 + a**2 * t**3 / 27 + skew / (6 * math.sqrt(self.groups))
+        return float(stats.t.cdf(corrected, df=self.groups - 1))
+
+
+def paired_loss(base: ArrayLike, candidate: ArrayLike, groups: Sequence[str]) -> PairedLoss:
+    """Pair the outcomes of base and candidate over the same examples, in the same order.
+
+    Raises:
+        ValueError: there are none, they are not of one length, or one is not finite.
+    """
+    before, after = np.asarray(base, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
+    if not len(before) or len(before) != len(after) or len(before) != len(groups):
+        raise ValueError(f"{len(before)} base, {len(after)} candidate outcomes, {len(groups)} groups")
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        raise ValueError("an outcome is not finite")
+    values = before - after
+    names, place = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    excess = np.bincount(place, weights=values - values.mean(), minlength=len(names))
+    by_group = values.mean() + excess * len(names) / len(values)
+    binary = bool(np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all())
+    return PairedLoss(values, by_group, binary)
+
+
+def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: float) -> int | None:
+    """Return how many examples a model that lost nothing needs to pass with `power`; None: too many to be had.
+
+    The spread is taken at its own upper bound (at one half of α), so that the promise holds for a sample that saw
+    little of it.
+    """
+    level = 1 - confidence
+    squares = paired_loss(
+        loss.values**2, np.zeros_like(loss.values), [str(row) for row in range(len(loss.values))]
+    )
+    spread = min(squares.upper(1 - level / 2), 1.0)
+    design = (
+        max(loss.standard_error**2 * len(loss.values) / max(float(loss.values.var(ddof=1)), 1e-12), 1.0)
+        if (loss.groups > 1 and loss.groups < len(loss.values))
+        else 1.0
+    )
+    z = stats.norm.isf(level * CALIBRATION) + stats.norm.ppf(power)
+    by_spread = spread * design * (z / margin) ** 2
+    by_floor = fewest_examples(margin, confidence) * len(loss.values) / loss.groups
+    needed = math.ceil(max(by_spread, by_floor))
+    return needed if needed <= MOST_EXAMPLES else None
+
+
+def fewest_examples(margin: float, confidence: float) -> int:
+    """Return the number of groups below which the rule cannot pass, whatever they show."""
+    return math.ceil(math.log(1 - confidence) / math.log(1 - margin))
+
+
+def smallest_margin(groups: int, confidence: float) -> float:
+    """Return the margin below which so many groups cannot pass, whatever they show."""
+    return 1 - (1 - confidence) ** (1 / groups)
+
+
+def holm(p_values: Sequence[float], level: float) -> list[bool]:
+    """Say which hypotheses are rejected with a family-wise error of at most `level` (Holm 1979)."""
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[index] > level / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected

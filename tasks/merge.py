@@ -1,0 +1,197 @@
+"""merge: how much of the tuning to keep. The most gain between base and tuned that the forgetting budget allows.
+
+Reads the validation split, the *selection* halves, base and tuned model; writes `chosen/` (a model folder) and
+`merge.json` with what every α that was tried gained and lost. Alone: `python -m tasks merge <recipe>`.
+
+α = 0 is the frozen base with its linear probe, α = 1 the tuned model, and between them every weight is interpolated
+(Wortsman et al. 2022, Robust fine-tuning of zero-shot models). Losses rise with α as good as always, so the largest α
+within the budget is found by bisection. An α is within the budget when it leaves room for the report half to confirm
+it: loss + (z_α + z_β)·SE ≤ margin, with the level and power of the release rule.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from tasks import reports
+from tasks.device import hold_device
+from tasks.forgetting.measure import Subject, compare, reference
+from tasks.forgetting.rule import CALIBRATION
+from tasks.forgetting.suites import Suite, read_suites
+from tasks.models import (
+    Classifier,
+    interpolate,
+    load_classifier,
+    model_fingerprint,
+    pick_device,
+    save_classifier,
+    start_classifier,
+)
+from tasks.paths import Paths
+from tasks.recipe import Decide, Evaluate, Merge
+from tasks.recipe import Suite as Margin
+from tasks.sources import base_folder
+
+log = logging.getLogger(__name__)
+
+FLIPS = 10
+
+
+def merge(
+    section: Merge, settings: Evaluate, budget: Mapping[str, Margin], rule: Decide, *, paths: Paths
+) -> None:
+    """Choose α on the selection halves and write the chosen model; at worst it is the base, and that is said.
+
+    Raises:
+        StageError: a model or a benchmark cannot be read.
+    """
+    base = reports.read_report(paths.base, reports.Base)
+    device = pick_device()
+    with hold_device(device):
+        search = _Search(section, settings, budget, rule, paths, base, device)
+        outcomes = search.outcomes()
+        chosen = _choose(outcomes)
+        flips = search.flips()
+        log.info("chosen: α = %g, %+.4f on validation", chosen.alpha, chosen.gain)
+        save_classifier(search.model(chosen.alpha), paths.chosen)
+    whole = next(outcome for outcome in outcomes if outcome.alpha == 1)
+    report = reports.MergeReport(
+        alpha=chosen.alpha,
+        rescued=not whole.within_budget and chosen.alpha > 0,
+        outcomes=outcomes,
+        flips=flips,
+        model=model_fingerprint(paths.chosen),
+    )
+    reports.write_report(paths.merge, report)
+
+
+def _choose(outcomes: list[reports.AlphaOutcome]) -> reports.AlphaOutcome:
+    """Return the outcome with the greatest gain within the budget; of equals, the one nearest to the base."""
+    allowed = [outcome for outcome in outcomes if outcome.within_budget]
+    return max(allowed, key=lambda outcome: (outcome.gain, -outcome.alpha))
+
+
+@dataclass
+class _Search:
+    section: Merge
+    settings: Evaluate
+    budget: Mapping[str, Margin]
+    rule: Decide
+    paths: Paths
+    base: reports.Base
+    device: str
+
+    def outcomes(self) -> list[reports.AlphaOutcome]:
+        """Measure the ends, and between them what bisection needs; in the order of α."""
+        alphas = self.section.alphas
+        found = {alpha: self._measure(alpha) for alpha in (0.0, 1.0)}
+        low, high = 0, len(alphas) - 1
+        while not found[1.0].within_budget and high - low > 1:
+            middle = (low + high) // 2
+            found[alphas[middle]] = self._measure(alphas[middle])
+            low, high = (middle, high) if found[alphas[middle]].within_budget else (low, middle)
+        return [found[alpha] for alpha in sorted(found)]
+
+    def model(self, alpha: float) -> Classifier:
+        """Return the model at α."""
+        if alpha in (0.0, 1.0):
+            return self._start if alpha == 0 else self._tuned
+        return interpolate(self._start, self._tuned, alpha)
+
+    def flips(self) -> list[reports.Flip]:
+        """Return the selection examples that the tuned model lost most."""
+        found = []
+        for suite in self._suites:
+            before, after = self._reference.outcomes(suite), self._tuned_subject.outcomes(suite)
+            for row in np.flatnonzero(before > after):
+                found.append(
+                    reports.Flip(
+                        suite=suite.name,
+                        id=str(suite.examples["id"].iloc[row]),
+                        extract=suite.extract(int(row)),
+                        base=float(before[row]),
+                        candidate=float(after[row]),
+                    )
+                )
+        return sorted(found, key=lambda flip: (flip.candidate - flip.base, flip.suite, flip.id))[:FLIPS]
+
+    def _measure(self, alpha: float) -> reports.AlphaOutcome:
+        model = self.model(alpha)
+        accuracy = self._start_accuracy if alpha == 0 else _accuracy(model, self._validation)
+        subject = self._subject(alpha, model)
+        # What informs does not steer: it is measured where people look, at the two ends.
+        suites = [suite for suite in self._suites if alpha in (0.0, 1.0) or self.budget[suite.name].margin]
+        outcomes = [compare(suite, self._reference, subject)[0] for suite in suites]
+        blocked = [outcome.name for outcome in outcomes if alpha > 0 and not self._leaves_room(outcome)]
+        log.info(
+            "α = %g: validation %.4f; %s%s",
+            alpha,
+            accuracy,
+            ", ".join(f"{outcome.name} {outcome.base:.4f} → {outcome.candidate:.4f}" for outcome in outcomes),
+            f"; over the budget: {', '.join(blocked)}" if blocked else "",
+        )
+        return reports.AlphaOutcome(
+            alpha=alpha,
+            validation_accuracy=accuracy,
+            gain=accuracy - self._start_accuracy,
+            suites=outcomes,
+            within_budget=not blocked,
+            blocked_by=blocked,
+        )
+
+    def _leaves_room(self, outcome: reports.SuiteOutcome) -> bool:
+        margin = self.budget[outcome.name].margin
+        if margin is None:
+            return True
+        level = (1 - self.rule.confidence) * CALIBRATION
+        room = stats.norm.isf(level) + stats.norm.ppf(self.rule.power)
+        return bool(outcome.loss + room * outcome.standard_error <= margin)
+
+    def _subject(self, alpha: float, model: Classifier) -> Subject:
+        if alpha == 1:
+            return self._tuned_subject
+        if alpha == 0 and self.base.first_base.fingerprint == self.base.fingerprint:
+            return self._reference
+        return Subject(model, self.settings)
+
+    @functools.cached_property
+    def _start(self) -> Classifier:
+        folder = base_folder(self.base, self.paths.root)
+        return start_classifier(folder, self.paths.tuned, self.device, self.settings.precision)
+
+    @functools.cached_property
+    def _tuned(self) -> Classifier:
+        return load_classifier(self.paths.tuned, self.device, self.settings.precision)
+
+    @functools.cached_property
+    def _tuned_subject(self) -> Subject:
+        return Subject(self._tuned, self.settings)
+
+    @functools.cached_property
+    def _reference(self) -> Subject:
+        """The first base of the lineage: forgetting is measured from there, not from the release before."""
+        return reference(self.base, self._start, self.settings, self.paths.root)
+
+    @functools.cached_property
+    def _suites(self) -> list[Suite]:
+        return read_suites(self.paths.selection, list(self.budget))
+
+    @functools.cached_property
+    def _validation(self) -> pd.DataFrame:
+        return pd.read_parquet(self.paths.validation)
+
+    @functools.cached_property
+    def _start_accuracy(self) -> float:
+        return _accuracy(self._start, self._validation)
+
+
+def _accuracy(model: Classifier, rows: pd.DataFrame) -> float:
+    right = model.logits(rows["text"].tolist()).argmax(axis=1) == rows["label"].to_numpy()
+    return float(np.mean(right))
