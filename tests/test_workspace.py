@@ -111,7 +111,7 @@ def test_without_git_and_without_a_commit(project: Project, tmp_path: Path) -> N
         commit_of(project.root)
     shutil.rmtree(project.root / ".git")
     with (
-        pytest.raises(ConfigError, match="is no git repository.*run `git init`"),
+        pytest.raises(ConfigError, match=r"is no git repository.*run `git init`"),
         own_workspace(project.root, "tiny", "calm-otter", RATE),
     ):
         pass
@@ -119,7 +119,7 @@ def test_without_git_and_without_a_commit(project: Project, tmp_path: Path) -> N
 
 def test_a_recipe_is_untouched_by_a_change_that_makes_it_wrong(project: Project) -> None:
     before = project.recipe().read_text()
-    with pytest.raises(ConfigError, match="merge has|has 1 problem"):
+    with pytest.raises(ConfigError, match=r"merge has|has 1 problem"):
         change_recipe(project.recipe(), {"merge.alphas": [0.5, 1]})
     assert project.recipe().read_text() == before
 
