@@ -8,9 +8,9 @@ A release claims that *every* suite lost less than its margin, so each suite mus
 - Everything else: the mean paired loss over groups, studentised, with Hall's correction for skewness (Hall 1992, On
   the removal of skewness by transformation). Ranks lose rarely and then much; the plain t test passes those
   models up to 15 % of the time at the margin.
-- Neither may claim more than a sample of this size can show of an event that it never saw: as many groups as a share
-  of total losses at the margin would leave unharmed with a chance above α settle nothing (the «rule of three»).
-  Without it five examples that all agree would pass.
+- Neither may claim more than a sample of this size can show of an event that it never saw: as long as total losses
+  that make up the margin would stay unseen with a chance above α, nothing is settled (the «rule of three»). Without
+  it five examples that all agree would pass.
 
 Measured, not believed: `make bench-rule` prints false PASS and power.
 """
@@ -63,6 +63,21 @@ class PairedLoss:
         return float(self.by_group.std(ddof=1) / math.sqrt(self.groups)) if self.groups > 1 else 0.0
 
     @property
+    def effective_examples(self) -> float:
+        """How many independent examples are worth as much: between the number of groups and that of examples.
+
+        Examples of one group tell less than independent ones, by the design effect (Kish 1965, Survey sampling);
+        where nothing differs it cannot be known, and each group counts as one.
+        """
+        examples = len(self.values)
+        independent = float(self.values.var(ddof=1)) / examples if examples > 1 else 0.0
+        if independent <= 1e-12 or self.groups == examples:
+            return float(self.groups)
+        return float(
+            min(max(examples * independent / max(self.standard_error**2, 1e-12), self.groups), examples)
+        )
+
+    @property
     def test(self) -> str:
         """Which test judges it."""
         return "score" if self._scored else "t"
@@ -102,9 +117,12 @@ class PairedLoss:
         return float(optimize.brentq(excess, -1.0, 1.0, xtol=1e-9))
 
     def _p_of_none(self, margin: float) -> float:
-        """Return the chance that groups with a share of total losses as large as the margin show none of them."""
-        distance = margin - min(self.mean, 0.0)
-        return float((1 - min(max(distance, 0.0), 1.0)) ** self.groups)
+        """Return the chance that a sample of this size shows none of the total losses that would make up the margin.
+
+        At the least it is the chance that all examples lean one way although none prefers it (the sign test).
+        """
+        unseen = min(max(margin - min(self.mean, 0.0), 0.0), 0.5)
+        return float((1 - unseen) ** self.effective_examples)
 
     def _score(self, loss: float) -> float:
         """Return Tango's score statistic of «the mean loss is `loss`»."""
@@ -162,26 +180,22 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
         loss.values**2, np.zeros_like(loss.values), [str(row) for row in range(len(loss.values))]
     )
     spread = min(squares.upper(1 - level / 2), 1.0)
-    design = (
-        max(loss.standard_error**2 * len(loss.values) / max(float(loss.values.var(ddof=1)), 1e-12), 1.0)
-        if (loss.groups > 1 and loss.groups < len(loss.values))
-        else 1.0
-    )
+    design = len(loss.values) / loss.effective_examples
     z = stats.norm.isf(level * CALIBRATION) + stats.norm.ppf(power)
     by_spread = spread * design * (z / margin) ** 2
-    by_floor = fewest_examples(margin, confidence) * len(loss.values) / loss.groups
+    by_floor = fewest_examples(margin, confidence) * design
     needed = math.ceil(max(by_spread, by_floor))
     return needed if needed <= MOST_EXAMPLES else None
 
 
 def fewest_examples(margin: float, confidence: float) -> int:
-    """Return the number of groups below which the rule cannot pass, whatever they show."""
+    """Return the number of examples below which the rule cannot pass a model that lost nothing."""
     return math.ceil(math.log(1 - confidence) / math.log(1 - margin))
 
 
-def smallest_margin(groups: int, confidence: float) -> float:
-    """Return the margin below which so many groups cannot pass, whatever they show."""
-    return 1 - (1 - confidence) ** (1 / groups)
+def smallest_margin(examples: int, confidence: float) -> float:
+    """Return the margin below which so many examples cannot pass a model that lost nothing."""
+    return 1 - (1 - confidence) ** (1 / examples)
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
