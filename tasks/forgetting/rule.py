@@ -190,7 +190,9 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
 
 def fewest_examples(margin: float, confidence: float) -> int:
     """Return the number of examples below which the rule cannot pass a model that lost nothing."""
-    return math.ceil(math.log(1 - confidence) / math.log(1 - margin))
+    unseen = math.ceil(math.log(1 - confidence) / math.log(1 - margin))
+    z = stats.norm.isf((1 - confidence) * CALIBRATION)
+    return max(unseen, math.ceil(z**2 * (1 - margin) / margin))
 
 
 def smallest_margin(examples: int, confidence: float) -> float:
