@@ -1,0 +1,234 @@
+"""decide: when a model may ship, and what it says when not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks import reports
+from tasks.decide import decide
+from tasks.errors import StageError
+from tasks.paths import Paths
+from tasks.recipe import Decide, Suite
+from tasks.tables import write_table
+
+RULE = Decide(confidence=0.95, power=0.8, champion_margin=0.02, bootstrap_draws=1000, seed=7)
+BUDGET = {"retrieval": Suite(margin=0.03), "probe": Suite(informative=True)}
+MODEL = "c" * 64
+
+
+class Case:
+    """Reports and records of one candidate, as `merge`, `pin` and `evaluate` write them."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = Paths(root, "case")
+        self.alpha, self.champion, self.champion_model, self.evaluated = 1.0, None, None, MODEL
+        self.chance = {"retrieval": 0.01, "probe": 0.5}
+        rng = np.random.default_rng(0)
+        known = rng.choice([1.0, 0.5, 0.25, 0.1], size=400)
+        self.suites = {
+            "retrieval": self.records(known, known),
+            "probe": self.records([1.0] * 80 + [0.0] * 20, [1.0] * 70 + [0.0] * 30),
+        }
+        base = (rng.random(600) < 0.8).astype(float)
+        candidate = np.where(rng.random(600) < 0.4, 1.0, base)
+        self.test = self.records(base, candidate)
+
+    @staticmethod
+    def records(base: object, candidate: object, champion: object = None) -> pd.DataFrame:
+        table = pd.DataFrame({"base": base, "candidate": candidate}, dtype=float)
+        if champion is not None:
+            table["champion"] = champion
+        ids = [f"e{row}" for row in range(len(table))]
+        return table.assign(id=ids, group=ids)
+
+    def write(self) -> Paths:
+        for name, table in self.suites.items():
+            write_table(table, self.paths.records / "suites" / f"{name}.parquet")
+        write_table(self.test, self.paths.records / "targets" / "test.parquet")
+        first = reports.FirstBase(source="path:base", fingerprint="b" * 64)
+        reports.write_report(
+            self.paths.pin,
+            reports.Pin(
+                registry_name="case",
+                champion=self.champion,
+                champion_model=self.champion_model,
+                first_base=first,
+            ),
+        )
+        outcome = reports.AlphaOutcome(
+            alpha=self.alpha, validation_accuracy=0.9, gain=0.1, suites=[], within_budget=True, blocked_by=[]
+        )
+        reports.write_report(
+            self.paths.merge,
+            reports.MergeReport(alpha=self.alpha, rescued=False, outcomes=[outcome], flips=[], model=MODEL),
+        )
+        reports.write_report(self.paths.evaluate, self.report())
+        return self.paths
+
+    def report(self) -> reports.EvaluateReport:
+        suites = [
+            reports.SuiteOutcome(
+                name=name,
+                metric="mrr",
+                examples=len(table),
+                base=table["base"].mean(),
+                candidate=table["candidate"].mean(),
+                loss=(table["base"] - table["candidate"]).mean(),
+                standard_error=0.0,
+                chance=self.chance[name],
+            )
+            for name, table in self.suites.items()
+        ]
+        base, candidate = self.test["base"].mean(), self.test["candidate"].mean()
+        test = reports.TargetOutcome(
+            name="test",
+            examples=len(self.test),
+            base=base,
+            candidate=candidate,
+            champion=self.test["champion"].mean() if "champion" in self.test else None,
+            gain=candidate - base,
+            gain_interval=(-1, 1),
+            macro_f1=candidate,
+        )
+        return reports.EvaluateReport(
+            base_model="b" * 64,
+            candidate_model=self.evaluated,
+            champion=self.champion,
+            targets=[test],
+            suites=suites,
+        )
+
+    def decide(self, budget: dict[str, Suite] | None = None) -> reports.DecideReport:
+        paths = self.write()
+        decide(RULE, budget or BUDGET, paths=paths)
+        return reports.read_report(paths.decision, reports.DecideReport)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+def test_a_model_that_gained_and_lost_nothing_passes(case: Case) -> None:
+    decision = case.decide()
+    assert decision.verdict == "PASS"
+    assert decision.advice == []
+    assert decision.model == MODEL
+    assert "the margin is 0.03" in decision.suites[0].reason
+
+
+def test_what_was_forgotten_is_named_with_its_size_and_how_sure(case: Case) -> None:
+    known = case.suites["retrieval"]["base"]
+    case.suites["retrieval"] = case.records(known, known * 0.6)
+    decision = case.decide()
+    assert decision.verdict == "FAIL"
+    retrieval = decision.suites[0]
+    assert retrieval.verdict == "FAIL"
+    assert retrieval.lower > 0.03
+    assert decision.reasons[0].startswith("retrieval: mrr 0.")
+    assert "with 95% confidence, the margin is 0.03" in decision.reasons[0]
+    assert any("learning_rate" in line for line in decision.advice)
+
+
+def test_too_few_examples_are_inconclusive_and_it_says_how_many_would_do(case: Case) -> None:
+    known = case.suites["retrieval"]["base"][:60]
+    case.suites["retrieval"] = case.records(known, known)
+    decision = case.decide()
+    assert decision.verdict == "INCONCLUSIVE"
+    needed = decision.suites[0].examples_needed
+    assert needed is not None
+    assert needed > 100
+    assert f"about {needed} examples" in decision.reasons[0]
+    assert "here are 60" in decision.reasons[0]
+    assert any("retrieval" in line for line in decision.advice)
+
+
+def test_one_bad_suite_is_enough_and_an_informative_one_is_not(case: Case) -> None:
+    assert case.decide().verdict == "PASS"  # the probe lost a tenth
+    decision = case.decide({"retrieval": Suite(margin=0.03), "probe": Suite(margin=0.02)})
+    assert decision.verdict != "PASS"
+    assert decision.reasons[0].startswith("probe:")
+
+
+def test_a_base_at_chance_cannot_show_forgetting(case: Case) -> None:
+    case.chance["retrieval"] = 0.6
+    decision = case.decide()
+    assert decision.verdict == "INCONCLUSIVE"
+    assert "no forgetting can be seen" in decision.reasons[0]
+    assert decision.suites[0].examples_needed is None
+
+
+def test_zero_to_zero_does_not_pass(case: Case) -> None:
+    case.suites["retrieval"] = case.records(np.zeros(400), np.zeros(400))
+    assert case.decide().verdict == "INCONCLUSIVE"
+
+
+def test_five_examples_do_not_decide(case: Case) -> None:
+    case.suites["retrieval"] = case.records(np.ones(5), np.ones(5))
+    assert case.decide().verdict == "INCONCLUSIVE"
+
+
+def test_no_gain_is_no_release(case: Case) -> None:
+    case.test = case.records(case.test["base"], case.test["base"])
+    decision = case.decide()
+    assert (decision.verdict, decision.target_verdict) == ("INCONCLUSIVE", "INCONCLUSIVE")
+    assert "no gain over the frozen base" in decision.reasons[0]
+
+
+def test_a_task_that_got_worse_fails(case: Case) -> None:
+    case.test = case.records(case.test["candidate"], case.test["base"])
+    assert case.decide().target_verdict == "FAIL"
+
+
+def test_the_base_itself_is_no_release(case: Case) -> None:
+    case.alpha = 0.0
+    decision = case.decide()
+    assert decision.target_verdict == "FAIL"
+    assert "the base itself" in decision.reasons[0]
+
+
+def test_the_champion_must_not_be_better(case: Case) -> None:
+    case.champion, case.champion_model = 3, "d" * 64
+    case.test = case.records(case.test["base"], case.test["candidate"], np.ones(600))
+    decision = case.decide()
+    assert decision.champion_verdict == "FAIL"
+    assert "against version 3" in decision.reasons[0]
+
+
+def test_an_equal_champion_is_no_obstacle(case: Case) -> None:
+    case.champion, case.champion_model = 3, "d" * 64
+    case.test = case.records(case.test["base"], case.test["candidate"], case.test["candidate"])
+    assert case.decide().champion_verdict == "PASS"
+
+
+def test_the_champion_itself_passes(case: Case) -> None:
+    case.champion, case.champion_model = 3, MODEL
+    assert case.decide().verdict == "PASS"
+
+
+def test_missing_outcomes_are_an_error(case: Case) -> None:
+    case.suites["retrieval"].loc[3, "candidate"] = np.nan
+    with pytest.raises(StageError, match=r"lacks outcomes of 1 examples, \['e3'\]"):
+        case.decide()
+
+
+def test_reports_of_different_models_are_an_error(case: Case) -> None:
+    case.evaluated = "e" * 64
+    with pytest.raises(StageError, match="another model than merge"):
+        case.decide()
+
+
+def test_a_budget_without_a_measurement_is_an_error(case: Case) -> None:
+    with pytest.raises(StageError, match="has no other"):
+        case.decide({**BUDGET, "other": Suite(margin=0.1)})
+
+
+def test_same_records_give_the_same_bytes(case: Case) -> None:
+    case.decide()
+    first = case.paths.decision.read_bytes()
+    case.decide()
+    assert case.paths.decision.read_bytes() == first

@@ -1,0 +1,116 @@
+"""merge: bisection over α, the choice, and the models it makes, on a tiny base."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tasks import merge as stage
+from tasks import reports
+from tasks.merge import merge
+from tasks.models import load_classifier, model_fingerprint
+from tasks.paths import Paths
+from tasks.recipe import load_recipe
+from tests.models_data import tuned_project
+
+ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    return tuned_project(tmp_path_factory.mktemp("merge"))
+
+
+def run(paths: Paths, margin: float = 0.5) -> reports.MergeReport:
+    recipe = load_recipe(paths.root / "recipes" / "tiny.yaml")
+    section = recipe.merge.model_copy(update={"alphas": ALPHAS})
+    budget = {"articles": recipe.budget["articles"].model_copy(update={"margin": margin})}
+    merge(section, recipe.evaluate, budget, recipe.decide, paths=paths)
+    return reports.read_report(paths.merge, reports.MergeReport)
+
+
+def outcome(alpha: float, gain: float, allowed: bool = True) -> reports.AlphaOutcome:
+    return reports.AlphaOutcome(
+        alpha=alpha, validation_accuracy=gain, gain=gain, suites=[], within_budget=allowed, blocked_by=[]
+    )
+
+
+def test_the_most_gain_within_the_budget_is_chosen() -> None:
+    made = [outcome(0, 0), outcome(0.3, 0.05), outcome(0.6, 0.04), outcome(1, 0.2, allowed=False)]
+    assert stage._choose(made).alpha == 0.3
+
+
+def test_of_equal_gains_the_nearest_to_the_base() -> None:
+    assert stage._choose([outcome(0, 0), outcome(0.5, 0.1), outcome(1, 0.1)]).alpha == 0.5
+
+
+def test_a_tuned_model_that_forgot_nothing_needs_no_search(project: Paths) -> None:
+    report = run(project, margin=0.99)
+    assert [found.alpha for found in report.outcomes] == [0.0, 1.0]
+    assert not report.rescued
+    assert report.model == model_fingerprint(project.chosen)
+
+
+def test_the_chosen_model_is_the_interpolation(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_choose", lambda found: next(item for item in found if item.alpha == 0.5))
+    monkeypatch.setattr(stage._Search, "_leaves_room", lambda self, outcome: False)
+    report = run(project)
+    assert report.alpha == 0.5
+    assert report.rescued
+    start, tuned, chosen = (
+        load_file(path)["weight"]
+        for path in (
+            project.tuned / "start_head.safetensors",
+            project.tuned / "head.safetensors",
+            project.chosen / "head.safetensors",
+        )
+    )
+    assert np.allclose(chosen, (start + tuned) / 2, atol=1e-7)
+
+
+def test_bisection_finds_the_largest_alpha_that_leaves_room(
+    project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measure(self: stage._Search, alpha: float) -> reports.AlphaOutcome:
+        asked.append(alpha)
+        return outcome(alpha, alpha, allowed=alpha <= 0.5)
+
+    monkeypatch.setattr(stage._Search, "_measure", measure)
+    report = run(project)
+    assert report.alpha == 0.5
+    assert report.rescued
+    assert sorted(asked) == [0.0, 0.5, 0.75, 1.0]
+
+
+def test_when_nothing_fits_the_base_is_the_answer(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage._Search, "_leaves_room", lambda self, outcome: False)
+    report = run(project)
+    assert report.alpha == 0.0
+    assert not report.rescued
+    assert report.outcomes[-1].blocked_by == ["articles"]
+    start = load_file(project.tuned / "start_head.safetensors")
+    assert np.array_equal(load_file(project.chosen / "head.safetensors")["weight"], start["weight"])
+
+
+def test_flips_are_the_worst_of_the_selection_half(project: Paths) -> None:
+    report = run(project)
+    losses = [flip.base - flip.candidate for flip in report.flips]
+    assert all(loss > 0 for loss in losses)
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) <= 10
+    assert all("→" in flip.extract for flip in report.flips)
+
+
+def test_same_inputs_give_the_same_bytes(project: Paths) -> None:
+    run(project)
+    first = project.merge.read_bytes(), model_fingerprint(project.chosen)
+    run(project)
+    assert (project.merge.read_bytes(), model_fingerprint(project.chosen)) == first
+
+
+def test_the_chosen_model_classifies(project: Paths) -> None:
+    run(project)
+    assert load_classifier(project.chosen).logits(["the phone was good"]).shape == (1, 2)
