@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -110,7 +111,7 @@ def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
     level: Level = "pass" if groups.nunique() >= fewest else "warn" if len(groups) >= fewest else "refuse"
     remedy = (
         f"Give benchmark {name} more examples, widen budget.{name}.margin to "
-        f"{smallest_margin(groups.nunique(), rule.confidence):.2g} or more, or mark it `informative: true`."
+        f"{math.ceil(smallest_margin(groups.nunique(), rule.confidence) * 1000) / 1000:g} or more, or mark it `informative: true`."
     )
     return GateItem(
         name=f"report_examples_{name}",

@@ -157,8 +157,15 @@ def test_holm_rejects_step_by_step() -> None:
 
 @pytest.mark.parametrize(
     ("base", "candidate", "groups"),
-    [([], [], []), ([1.0], [1.0, 0.0], ["a"]), ([1.0], [float("nan")], ["a"]), ([1.0, 0.0], [1.0, 0.0], ["a"])],
+    [
+        ([], [], []),
+        ([1.0], [1.0, 0.0], ["a"]),
+        ([1.0], [float("nan")], ["a"]),
+        ([1.0, 0.0], [1.0, 0.0], ["a"]),
+    ],
 )
-def test_what_cannot_be_paired_is_an_error(base: list[float], candidate: list[float], groups: list[str]) -> None:
+def test_what_cannot_be_paired_is_an_error(
+    base: list[float], candidate: list[float], groups: list[str]
+) -> None:
     with pytest.raises(ValueError, match=r"outcome|groups"):
         paired_loss(base, candidate, groups)

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tasks.errors import ConfigError, Refused, StageError
 from tasks.gate import gate
 from tasks.passport import verify_passport
 from tasks.paths import Paths
-from tasks.recipe import Bound, Gate
+from tasks.recipe import Bound, Decide, Gate, Suite
 from tasks.reports import (
+    BenchmarkInfo,
     CheckReport,
     Expectation,
     GateReport,
@@ -20,6 +22,7 @@ from tasks.reports import (
     read_report,
     write_report,
 )
+from tasks.tables import write_table
 from tests.gate_data import ordinary, write_splits
 
 
@@ -56,13 +59,14 @@ def bounds(**measures: Bound) -> Gate:
     return Gate(failed_expectations=Bound(refuse_above=0), measures=measures)
 
 
+RULE = Decide(confidence=0.95, power=0.8, bootstrap_draws=1000, seed=7)
 COPIES = Bound(warn_above=0.02, refuse_above=0.2)
 DIVERSITY = Bound(warn_below=0.25, refuse_below=0.1)
 
 
 def test_good_data_gets_a_passport_for_its_splits(paths: Paths) -> None:
     measured(paths, copies=0.0, diversity=0.9, unbounded=0.5)
-    gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+    gate(bounds(copies=COPIES, diversity=DIVERSITY), {}, RULE, paths=paths)
     report = read_report(paths.gate, GateReport)
     assert report.level == "pass"
     assert [item.name for item in report.items] == ["failed_expectations", "copies", "diversity"]
@@ -74,10 +78,10 @@ def test_good_data_gets_a_passport_for_its_splits(paths: Paths) -> None:
 
 def test_every_crossed_bound_is_a_reason_and_the_old_passport_is_gone(paths: Paths) -> None:
     measured(paths, copies=0.0, diversity=0.9)
-    gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+    gate(bounds(copies=COPIES, diversity=DIVERSITY), {}, RULE, paths=paths)
     measured(paths, failed=2, copies=0.5, diversity=0.06)
     with pytest.raises(Refused, match="3 of 3 bounds are crossed") as caught:
-        gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+        gate(bounds(copies=COPIES, diversity=DIVERSITY), {}, RULE, paths=paths)
     assert caught.value.exit_code == 3
     expectations, copies, diversity = caught.value.problems
     assert "2 is above 0 (refuse)" in expectations
@@ -90,7 +94,7 @@ def test_every_crossed_bound_is_a_reason_and_the_old_passport_is_gone(paths: Pat
 
 def test_a_warning_passes_and_says_so(paths: Paths) -> None:
     measured(paths, copies=0.1, diversity=0.2)
-    gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+    gate(bounds(copies=COPIES, diversity=DIVERSITY), {}, RULE, paths=paths)
     report = read_report(paths.gate, GateReport)
     assert [item.level for item in report.items] == ["pass", "warn", "warn"]
     assert report.level == "warn"
@@ -99,22 +103,22 @@ def test_a_warning_passes_and_says_so(paths: Paths) -> None:
 
 def test_a_value_on_its_bound_is_not_beyond_it(paths: Paths) -> None:
     measured(paths, copies=0.02, diversity=0.25)
-    gate(bounds(copies=COPIES, diversity=DIVERSITY), paths=paths)
+    gate(bounds(copies=COPIES, diversity=DIVERSITY), {}, RULE, paths=paths)
     assert read_report(paths.gate, GateReport).level == "pass"
 
 
 def test_an_inconclusive_measure_never_passes_silently(paths: Paths) -> None:
     measured(paths, copies=None)
-    gate(bounds(copies=COPIES), paths=paths)
+    gate(bounds(copies=COPIES), {}, RULE, paths=paths)
     [_, item] = read_report(paths.gate, GateReport).items
     assert (item.level, item.value, item.reason) == ("warn", None, "Means copies.")
 
 
 def test_moving_a_bound_does_not_change_the_passport(paths: Paths) -> None:
     measured(paths, copies=0.1)
-    gate(bounds(copies=COPIES), paths=paths)
+    gate(bounds(copies=COPIES), {}, RULE, paths=paths)
     first = paths.passport.read_bytes(), paths.gate.read_bytes()
-    gate(bounds(copies=Bound(refuse_above=0.5)), paths=paths)
+    gate(bounds(copies=Bound(refuse_above=0.5)), {}, RULE, paths=paths)
     assert paths.passport.read_bytes() == first[0]
     assert paths.gate.read_bytes() != first[1]
 
@@ -122,7 +126,7 @@ def test_moving_a_bound_does_not_change_the_passport(paths: Paths) -> None:
 def test_bounds_on_unknown_measures_are_all_listed_with_the_known_ones(paths: Paths) -> None:
     measured(paths, copies=0.1, diversity=0.5)
     with pytest.raises(ConfigError, match=r"It takes: copies, diversity\.") as caught:
-        gate(bounds(copy=COPIES, zebra=COPIES, diversity=DIVERSITY), paths=paths)
+        gate(bounds(copy=COPIES, zebra=COPIES, diversity=DIVERSITY), {}, RULE, paths=paths)
     assert caught.value.problems == ["gate.measures.copy: did you mean copies?", "gate.measures.zebra"]
     assert not paths.passport.exists()
 
@@ -130,7 +134,7 @@ def test_bounds_on_unknown_measures_are_all_listed_with_the_known_ones(paths: Pa
 def test_reports_on_other_splits_are_not_judged(paths: Paths) -> None:
     measured(paths, splits="a" * 64, copies=0.0)
     with pytest.raises(StageError, match="other splits") as caught:
-        gate(bounds(copies=COPIES), paths=paths)
+        gate(bounds(copies=COPIES), {}, RULE, paths=paths)
     assert len(caught.value.problems) == 2
 
 
@@ -138,7 +142,7 @@ def test_passport_is_required_and_holds_for_these_files_only(paths: Paths) -> No
     with pytest.raises(StageError, match="has not been cleared"):
         verify_passport(paths)
     measured(paths, copies=0.0)
-    gate(bounds(copies=COPIES), paths=paths)
+    gate(bounds(copies=COPIES), {}, RULE, paths=paths)
     verify_passport(paths)
     paths.test.write_bytes(paths.train.read_bytes())
     with pytest.raises(StageError, match="not for these splits") as caught:
@@ -148,9 +152,51 @@ def test_passport_is_required_and_holds_for_these_files_only(paths: Paths) -> No
 
 def test_a_target_that_the_schema_does_not_name_is_no_part_of_what_was_cleared(paths: Paths) -> None:
     measured(paths, copies=0.0)
-    gate(bounds(copies=COPIES), paths=paths)
+    gate(bounds(copies=COPIES), {}, RULE, paths=paths)
     paths.targets.mkdir()
     (paths.targets / "extra.parquet").write_bytes(paths.train.read_bytes())
     with pytest.raises(StageError, match="do not belong together") as caught:
         verify_passport(paths)
     assert "extra.parquet" in caught.value.problems[0]
+
+
+def benchmark(paths: Paths, examples: int, groups: int) -> None:
+    """Write the report half of a benchmark."""
+    folder = paths.report_half / "laws"
+    info = BenchmarkInfo(name="laws", kind="retrieval", metric="mrr", examples=examples, fingerprint="f")
+    write_report(folder / "benchmark.json", info)
+    names = [f"q{row}" for row in range(examples)]
+    group = [f"g{row % groups}" for row in range(examples)]
+    table = pd.DataFrame({"id": names, "query": names, "document_id": "d", "group": group})
+    write_table(table, folder / "examples.parquet")
+    write_table(pd.DataFrame({"id": ["d"], "text": ["t"]}), folder / "corpus.parquet")
+
+
+@pytest.mark.parametrize(
+    ("examples", "groups", "level"),
+    [(150, 150, "pass"), (150, 50, "warn"), (60, 60, "refuse"), (5, 5, "refuse")],
+)
+def test_a_budget_that_its_benchmark_cannot_show_to_be_kept_is_refused_before_training(
+    paths: Paths, examples: int, groups: int, level: str
+) -> None:
+    measured(paths, copies=0.0)
+    benchmark(paths, examples, groups)
+    budget = {"laws": Suite(margin=0.03), "talk": Suite(informative=True)}
+    if level == "refuse":
+        with pytest.raises(Refused, match="1 of 3 bounds") as caught:
+            gate(bounds(copies=COPIES), budget, RULE, paths=paths)
+        assert "from 100 independent ones on" in caught.value.problems[0]
+        assert "Give benchmark laws more examples" in caught.value.problems[0]
+    else:
+        gate(bounds(copies=COPIES), budget, RULE, paths=paths)
+    assert read_report(paths.gate, GateReport).items[-1].level == level
+    assert paths.passport.exists() == (level != "refuse")
+
+
+def test_the_margin_that_the_advice_names_is_one_that_passes(paths: Paths) -> None:
+    measured(paths, copies=0.0)
+    benchmark(paths, 60, 60)
+    with pytest.raises(Refused) as caught:
+        gate(bounds(copies=COPIES), {"laws": Suite(margin=0.03)}, RULE, paths=paths)
+    margin = float(caught.value.problems[0].split("margin to ")[1].split()[0])
+    gate(bounds(copies=COPIES), {"laws": Suite(margin=margin)}, RULE, paths=paths)

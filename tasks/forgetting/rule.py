@@ -197,7 +197,8 @@ def fewest_examples(margin: float, confidence: float) -> int:
 
 def smallest_margin(examples: int, confidence: float) -> float:
     """Return the margin below which so many examples cannot pass a model that lost nothing."""
-    return 1 - (1 - confidence) ** (1 / examples)
+    z = stats.norm.isf((1 - confidence) * CALIBRATION)
+    return max(1 - (1 - confidence) ** (1 / examples), z**2 / (examples + z**2))
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
