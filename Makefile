@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := pipeline,s3,gguf,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-gates bench-tax
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-margins bench-tax
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ serve: .venv/.installed  ## Start the Prefect server, a worker and the weekly sc
 
 bench-rule: .venv/.installed  ## The release rule: false PASS and power, beside two rival rules
 	$(BIN)/python -m tests.bench.bench_rule
+
+bench-margins: .venv/.demo  ## Which margins the demo's benchmarks carry, from the records of its last run
+	$(BIN)/python -m tests.bench.bench_margins
 
 bench-tax: .venv/.demo  ## What orchestration costs, as a share of the stages' own time
 	$(BIN)/python -m tests.bench.bench_tax

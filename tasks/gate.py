@@ -109,9 +109,10 @@ def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
     groups = read_suite(paths.report_half / name).examples["group"]
     fewest = fewest_examples(margin, rule.confidence)
     level: Level = "pass" if groups.nunique() >= fewest else "warn" if len(groups) >= fewest else "refuse"
+    widened = math.ceil(smallest_margin(groups.nunique(), rule.confidence) * 1000) / 1000
     remedy = (
         f"Give benchmark {name} more examples, widen budget.{name}.margin to "
-        f"{math.ceil(smallest_margin(groups.nunique(), rule.confidence) * 1000) / 1000:g} or more, or mark it `informative: true`."
+        f"{widened:g} or more, or mark it `informative: true`."
     )
     return GateItem(
         name=f"report_examples_{name}",
