@@ -19,6 +19,7 @@ prefect_defaults()  # Prefect reads its settings when it is imported
 
 from prefect import State, flow, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.states import Completed  # noqa: E402
 
 from flows.changes import Changes, RecipeName, changes_of  # noqa: E402
@@ -27,7 +28,7 @@ from flows.fetch import fetch_data  # noqa: E402
 from flows.publish import publish  # noqa: E402
 from flows.run_lock import IfRunning  # noqa: E402
 from flows.runs import FlowResult, Run, RunRefused, queue_for_gpu, started  # noqa: E402
-from flows.states import ends_in_state, may_go_on  # noqa: E402
+from flows.states import ends_in_state, may_go_on, stops_the_flow  # noqa: E402
 from tasks.errors import Preempted, Refused  # noqa: E402
 
 
@@ -68,6 +69,7 @@ def finetune(
         return run.result()
 
 
+@stops_the_flow
 @task(name="fetch", task_run_name="fetch", cache_policy=NO_CACHE)
 @ends_in_state
 def fetch(run: Run) -> Any:
@@ -77,6 +79,7 @@ def fetch(run: Run) -> Any:
     return _cached() if done == "unchanged" else done
 
 
+@stops_the_flow
 @task(
     task_run_name="{name}",
     cache_policy=NO_CACHE,
@@ -98,6 +101,7 @@ def stage(run: Run, name: str, force: bool = False) -> Any:
     return outcome if outcome == "executed" else _cached(outcome)
 
 
+@stops_the_flow
 @task(name="save", task_run_name="save", cache_policy=NO_CACHE)
 @ends_in_state
 def save(run: Run) -> Any:
@@ -105,6 +109,7 @@ def save(run: Run) -> Any:
     return run.save() or _cached("nothing to save")
 
 
+@stops_the_flow
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE)
 @ends_in_state
 def register(run: Run, wanted: bool, promote: bool | None) -> Any:
@@ -137,6 +142,7 @@ def run_recipe(
     """
     given = changes if isinstance(changes, Changes) else changes_of(changes or {})
     with _in_folder(root or find_root()), _sigterm_stops():
+        _start_server()
         state: State[Any] = finetune(recipe, given, promote, register, repin, if_running, return_state=True)
         outcome: Any = state.result(raise_on_failure=False)
     if isinstance(outcome, RunRefused):
@@ -144,6 +150,18 @@ def run_recipe(
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome  # type: ignore[no-any-return]
+
+
+def _start_server() -> None:
+    """Start Prefect's embedded server, where none is set, out of the reach of Ctrl-C.
+
+    A terminal sends it to every process; without its server the flow could not note how it ended, and would hang.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
+    try:
+        get_client(sync_client=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Terminated(BaseException):

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from prefect import Task
 from prefect.states import Failed, State
 
 from tasks.errors import PipelineError, Preempted, Refused
@@ -37,6 +38,17 @@ def ends_in_state(function: Callable[P, T]) -> Callable[P, T | State[Any]]:
     signature = inspect.signature(function, eval_str=True)
     wrapper.__signature__ = signature  # type: ignore[attr-defined]
     wrapper.__annotations__ = {name: value.annotation for name, value in signature.parameters.items()}
+    return wrapper
+
+
+def stops_the_flow(called: Task[P, Any]) -> Callable[P, Any]:
+    """Make a task raise its error in the flow that calls it; a state that a task returns would pass for a value."""
+
+    @functools.wraps(called.fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+        state: State[Any] = called(*args, return_state=True, **kwargs)
+        return state.data if state.is_completed() else state.result(raise_on_failure=True)
+
     return wrapper
 
 

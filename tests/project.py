@@ -19,6 +19,7 @@ import yaml
 
 CHECKOUT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+COMMAND_LINE = "from flows.cli import main; main()"
 STAGES = ("prepare", "validate", "check", "gate", "finetune", "merge", "pin", "evaluate", "decide")
 
 RECIPE = """\
@@ -110,7 +111,18 @@ class Project:
             "OMP_NUM_THREADS": "1",
             "DO_NOT_TRACK": "1",
             "DVC_NO_ANALYTICS": "1",
+            # The flow's own process takes the stand-ins too: `tasks.register` is called there.
+            **({"PYTHONPATH": str(self.root)} if self.stand_ins else {}),
         }
+
+    @property
+    def stand_ins(self) -> bool:
+        """Whether the stages are stand-ins."""
+        return (self.root / "tasks" / "__init__.py").exists()
+
+    def retain(self, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line of this project."""
+        return self.command(sys.executable, "-c", COMMAND_LINE, *words, check=check, **environment)
 
     def command(
         self, *words: str, check: bool = True, cwd: Path | None = None, **environment: str
@@ -247,6 +259,34 @@ def {stage}(*sections, paths):
     print("{stage} ends", flush=True)
 '''
 
+REGISTER = '''"""Stand-in for registering: a file a version; the same content is published once."""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Receipt:
+    name: str
+    version: int
+    created: bool
+    promoted: bool
+
+
+def register(recipe, section, *, paths, registry_location, promote, run_id, git_commit):
+    folder = Path(registry_location) / section.name
+    folder.mkdir(parents=True, exist_ok=True)
+    content = paths.decision.read_text()
+    known = sorted(folder.glob("*.json"))
+    for path in known:
+        if json.loads(path.read_text())["decision"] == content:
+            return Receipt(section.name, int(path.stem), False, False)
+    number = len(known) + 1
+    lineage = {"decision": content, "run": run_id, "commit": git_commit}
+    (folder / f"{number:06d}.json").write_text(json.dumps(lineage))
+    return Receipt(section.name, number, True, promote)
+'''
+
 BODIES = {
     "prepare": """
     rows = (paths.raw / "train.csv").read_text()
@@ -327,5 +367,6 @@ BODIES = {
 def _write_stand_ins(folder: Path) -> None:
     folder.mkdir()
     (folder / "__init__.py").write_text(PACKAGE)
+    (folder / "register.py").write_text(REGISTER)
     for stage, body in BODIES.items():
         (folder / f"{stage}.py").write_text(STAND_IN.format(stage=stage, body=body.rstrip().lstrip("\n")))

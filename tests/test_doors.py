@@ -1,0 +1,193 @@
+"""Two doors, one result: `dvc repro` and `retain run` leave the same bytes, and nothing for each other to do."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.project import COMMAND_LINE, STAGES, Project, make_project
+
+pytestmark = pytest.mark.e2e
+Door = Callable[[Project], list[str]]
+
+
+def by_dvc(project: Project) -> list[str]:
+    """Run `dvc repro` and return the stages that ran."""
+    said = project.dvc("repro").stdout
+    return re.findall(r"Running stage '(\w+)@", said)
+
+
+def by_flow(project: Project, *words: str) -> list[str]:
+    """Run `retain run` and return the stages that ran."""
+    said = project.retain("run", "tiny", "--no-register", *words)
+    return re.findall(r" - (\w+): executed", said.stderr + said.stdout)
+
+
+def results(project: Project) -> dict[str, str]:
+    """Return the sha256 of the lock and of everything that the stages wrote."""
+    files = [path for path in (project.root / "data").rglob("*") if path.is_file() and "raw" not in path.parts]
+    found = {
+        str(path.relative_to(project.root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in [project.root / "dvc.lock", *files]
+    }
+    assert len(found) > len(STAGES), "the stages wrote something"
+    return found
+
+
+def clone(project: Project, path: Path) -> Project:
+    """Return a clean copy, with a cache of its own that is empty."""
+    project.command("git", "clone", "--quiet", str(project.root), str(path))
+    copy = Project(path)
+    copy.git("config", "user.name", "Test")
+    copy.git("config", "user.email", "test@localhost")
+    return copy
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Project:
+    """Make a project whose raw data are pinned and committed."""
+    project = make_project(tmp_path / "original", stand_ins=True)
+    project.pin_raw_data()
+    project.commit("raw data")
+    return project
+
+
+@pytest.fixture
+def project(original: Project, tmp_path: Path) -> Project:
+    """Return a clean copy that has the raw data."""
+    return with_data(clone(original, tmp_path / "a copy"), original)
+
+
+def with_data(copy: Project, original: Project) -> Project:
+    copy.dvc("cache", "dir", "--local", str(copy.root / ".dvc" / "cache"))
+    raw = copy.root / "data" / "raw" / "tiny"
+    copy.command("cp", "-r", str(original.root / "data" / "raw" / "tiny"), str(raw))
+    copy.dvc("commit", "--quiet", "data/raw/tiny.dvc")
+    return copy
+
+
+def test_both_doors_leave_the_same_bytes_and_nothing_to_do(original: Project, tmp_path: Path) -> None:
+    one = with_data(clone(original, tmp_path / "one"), original)
+    two = with_data(clone(original, tmp_path / "two"), original)
+    assert by_dvc(one) == list(STAGES)
+    assert by_flow(two) == list(STAGES)
+    assert results(one) == results(two)
+    assert by_flow(one) == []
+    assert by_dvc(two) == []
+    assert results(one) == results(two)
+
+
+@pytest.mark.parametrize("door", [by_dvc, by_flow])
+def test_a_bound_reruns_the_gate_and_a_budget_does_not_retrain(project: Project, door: Door) -> None:
+    assert door(project) == list(STAGES)
+    project.change("refuse_below: 0.05", "refuse_below: 0.04")
+    assert door(project) == ["gate"]
+    project.change("margin: 0.5", "margin: 0.4")
+    assert "finetune" not in (ran := door(project))
+    assert {"merge", "decide"} <= set(ran)
+    project.change("learning_rate: 1.0e-4", "learning_rate: 2.0e-4")
+    assert door(project) == ["finetune", "merge", "evaluate", "decide"]
+
+
+def test_a_comment_in_the_recipe_reruns_nothing(project: Project) -> None:
+    by_dvc(project)
+    project.change("# the usual rate", "# another comment")
+    assert by_flow(project) == []
+
+
+def start(project: Project, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND_LINE, "run", *words],
+        cwd=project.root,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_recipes_at_once_and_the_same_recipe_twice(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "two recipes", stand_ins=True, names=("tiny", "other"))
+    for name in ("tiny", "other"):
+        project.change("epochs: 1", "epochs: 20", name)
+    project.commit("slow training")
+    lock = project.root / ".retain" / "tiny" / "run.lock"
+    first = start(project, "tiny", "--no-register")
+    _wait_for(lambda: lock.exists() and lock.read_text())
+    other = start(project, "other", "--no-register")
+    told = start(project, "tiny", "--no-register", "--if-running", "refuse")
+    waiting = start(project, "tiny", "--no-register")
+    said = {run: run.communicate(timeout=300)[0] for run in (first, other, told, waiting)}
+    assert [run.returncode for run in said] == [0, 0, 1, 0], said
+    assert re.search(r"tiny is already being run here by process \d+ \(run [a-z-]+, since ", said[told])
+    assert "--if-running wait" in said[told]
+    assert "finetune: executed" in said[first]
+    assert "finetune: executed" in said[other]
+    assert "waiting: tiny is being run here by process" in said[waiting]
+    assert "Nothing to do" in said[waiting]
+    assert by_dvc(project) == []
+
+
+def _wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("waited in vain")
+        time.sleep(0.1)
+
+
+def test_push_then_a_fresh_clone_executes_nothing(project: Project, tmp_path: Path) -> None:
+    by_flow(project)
+    remote = tmp_path / "remote"
+    project.dvc("remote", "add", "--local", "--force", "folder", str(remote))
+    project.dvc("push", "--quiet", "--remote", "folder")
+    project.commit("the lock")
+    fresh = clone(project, tmp_path / "fresh")
+    fresh.dvc("remote", "add", "--local", "folder", str(remote))
+    fresh.dvc("pull", "--quiet", "--remote", "folder")
+    assert by_dvc(fresh) == []
+    assert by_flow(fresh) == []
+    assert results(fresh) == results(project)
+
+
+def test_a_run_with_a_change_leaves_the_tree_alone_and_an_experiment_behind(project: Project) -> None:
+    by_flow(project)
+    project.commit("the lock")
+    before = results(project)
+    ran = by_flow(project, "--set", "finetune.learning_rate=3e-4")
+    assert ran == ["finetune", "merge", "evaluate", "decide"]
+    assert results(project) == before
+    assert project.git("status", "--porcelain") == ""
+    (name,) = re.findall(r"refs/exps/\S+/(\S+)$", project.git("for-each-ref", "refs/exps"), re.MULTILINE)
+    assert not (project.root / ".retain" / "workspaces" / name).exists()
+    project.dvc("exp", "apply", name)
+    assert "learning_rate: 0.0003" in project.recipe().read_text()
+    assert by_dvc(project) == []
+    project.git("checkout", "--quiet", ".")
+    project.dvc("checkout", "--quiet")
+    assert by_flow(project) == []
+    assert results(project) == before
+
+
+def test_a_ruinous_change_is_refused_and_still_kept(project: Project) -> None:
+    done = project.retain("run", "tiny", "--set", "finetune.learning_rate=0.05", check=False)
+    assert done.returncode == 3
+    assert "retain: refused (FAIL): tiny was not released." in done.stderr
+    assert "articles: lost 0.05" in done.stdout
+    assert not (project.root / "registry").exists()
+    assert len(project.git("for-each-ref", "refs/exps").splitlines()) == 1
+
+
+def test_a_change_over_uncommitted_edits_is_refused(project: Project) -> None:
+    project.change("epochs: 1", "epochs: 2")
+    done = project.retain("run", "tiny", "--set", "finetune.learning_rate=0.05", check=False)
+    assert done.returncode == 1
+    assert " M recipes/tiny.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
