@@ -335,11 +335,18 @@ def fetch(recipe: RecipeName) -> None:
 
 @app.command()
 def serve(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the server on this machine.")] = 4200,
-    cron: Annotated[str | None, typer.Option(help="When to retrain, for example '0 3 * * 1'.")] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the server on this machine; 0 takes a free one.")
+    ] = 4200,
+    cron: Annotated[
+        str | None, typer.Option(help="When to retrain, in UTC; Mondays at three ('0 3 * * 1') if not given.")
+    ] = None,
 ) -> None:
     """Start server, worker and schedule on this machine, until Ctrl-C."""
-    raise NotImplementedError
+    root = _enter_root()
+    from flows.serve import serve as serve_until_stopped
+
+    serve_until_stopped(root, port, cron)
 
 
 @app.command()
