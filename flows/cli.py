@@ -310,9 +310,29 @@ def layers(recipe: RecipeName) -> None:
 def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     older_than: Annotated[int, typer.Option(metavar="DAYS", min=0, help="Keep what is younger.")] = 14,
+    with_store: Annotated[
+        bool, typer.Option("--store", help="Fetched base models, sources and measurements too.")
+    ] = False,
 ) -> None:
-    """Remove old workspaces, scratch checkpoints and experiments."""
-    raise NotImplementedError
+    """Remove old workspaces, scratch checkpoints and experiments; never a result."""
+    from flows.clean import leftovers, remove
+
+    root = _enter_root()
+    found = leftovers(root, older_than, with_store=with_store)
+    if not found:
+        say(f"Nothing to remove that is {older_than} days old.")
+        return
+    rows = [
+        (item.kind, item.name, f"{item.bytes / 2**20:.1f} MiB", f"{item.days:.0f} days") for item in found
+    ]
+    say_table(("what", "name", "size", "unchanged for"), rows)
+    say()
+    total = sum(item.bytes for item in found) / 2**20
+    if dry_run:
+        say(f"{len(found)} thing(s), {total:.1f} MiB. To remove them: the same without --dry-run.")
+        return
+    remove(root, found)
+    say(f"Removed {len(found)} thing(s), {total:.1f} MiB.")
 
 
 @app.command()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, Literal
 
 from tasks.errors import StageError
@@ -39,6 +40,15 @@ def only_run(
             yield
         finally:
             file.truncate(0)
+
+
+def is_held(lock: Path) -> bool:
+    """Say whether a run holds this lock now."""
+    with lock.open("a+", encoding="utf-8") as file:
+        if not _taken(file):
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+        return False
 
 
 def _wait(

@@ -22,6 +22,7 @@ from tasks.stages import STAGES
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
     from tasks.register import Receipt
 
 ON_GPU = ("check", "finetune", "merge", "evaluate")

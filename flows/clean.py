@@ -1,0 +1,118 @@
+"""`retain clean`: what runs leave behind, listed with its size first, and removed when it is old enough.
+
+Results are never touched: what DVC and the registry hold is theirs (`dvc gc`, `retain releases`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flows.run_lock import is_held
+from flows.workspace import MESSAGE, git, remove_workspace, workspaces
+from tasks.errors import ConfigError
+from tasks.paths import store
+
+Kind = Literal["workspace", "checkpoint", "experiment", "store"]
+DAY_SECONDS = 86400.0
+FETCHED = ("bases", "sources", "embeddings", "measurements", "releases")
+"""Folders of the store that are made again when they are missing: fetched, or computed."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One thing that a run left behind."""
+
+    kind: Kind
+    name: str
+    path: Path | None
+    """None for an experiment: it lies in git and in the DVC cache."""
+    bytes: int
+    days: float
+    """Since it last changed."""
+
+
+def leftovers(root: Path, older_than_days: float, *, with_store: bool = False) -> list[Leftover]:
+    """Return what has not changed for so many days, and is not in use by a run of this checkout."""
+    found = [*_workspaces(root), *_checkpoints(root), *_experiments(root), *(_store() if with_store else ())]
+    return [item for item in found if item.days >= older_than_days]
+
+
+def remove(root: Path, items: list[Leftover]) -> None:
+    """Remove leftovers.
+
+    Raises:
+        ConfigError: git or DVC could not remove one.
+    """
+    for item in items:
+        if item.kind == "workspace" and item.path:
+            remove_workspace(root, item.path)
+        elif item.path:
+            shutil.rmtree(item.path)
+    if names := [item.name for item in items if item.kind == "experiment"]:
+        _remove_experiments(root, names)
+
+
+def _workspaces(root: Path) -> Iterator[Leftover]:
+    for folder in _folders(workspaces(root)):
+        if not any(is_held(lock) for lock in folder.glob(".retain/*/run.lock")):
+            yield _folder("workspace", folder.name, folder)
+
+
+def _checkpoints(root: Path) -> Iterator[Leftover]:
+    # A checkpoint's folder is named by a hash of inputs, not by its run: with a run under way, leave them all.
+    locks = [*root.glob(".retain/*/run.lock"), *workspaces(root).glob("*/.retain/*/run.lock")]
+    if not any(is_held(lock) for lock in locks):
+        for folder in _folders(store() / "checkpoints"):
+            yield _folder("checkpoint", folder.name, folder)
+
+
+def _store() -> Iterator[Leftover]:
+    for part in FETCHED:
+        for folder in _folders(store() / part):
+            yield _folder("store", f"{part}/{folder.name}", folder)
+
+
+def _experiments(root: Path) -> Iterator[Leftover]:
+    form = "%(refname)%00%(committerdate:unix)%00%(contents:subject)"
+    try:
+        lines = git(root, "for-each-ref", f"--format={form}", "refs/exps").splitlines()
+    except ConfigError:  # no git repository: no experiments
+        return
+    for line in lines:
+        reference, seconds, subject = line.split("\0")
+        if "/exec/" not in reference and subject.startswith(MESSAGE.strip()):
+            days = (time.time() - float(seconds)) / DAY_SECONDS
+            yield Leftover("experiment", reference.rsplit("/", 1)[-1], None, 0, max(days, 0.0))
+
+
+def _remove_experiments(root: Path, names: list[str]) -> None:
+    from dvc.exceptions import DvcException
+
+    from flows.build import open_repo
+
+    with open_repo(root) as repo:
+        try:
+            repo.experiments.remove(names)
+        except DvcException as error:
+            raise ConfigError(f"DVC could not remove the experiments {', '.join(names)}: {error}") from error
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.glob("*") if path.is_dir())
+
+
+def _folder(kind: Kind, name: str, path: Path) -> Leftover:
+    size, newest = 0, path.lstat().st_mtime
+    for file in path.rglob("*"):
+        try:
+            facts = file.lstat()
+        except FileNotFoundError:  # it went while we looked
+            continue
+        newest = max(newest, facts.st_mtime)
+        size += facts.st_size if file.is_file() and not file.is_symlink() else 0
+    return Leftover(kind, name, path, size, max((time.time() - newest) / DAY_SECONDS, 0.0))
