@@ -55,8 +55,23 @@ def run_stage(stage: str, name: str, root: Path) -> None:
     module = importlib.import_module(f"tasks.{stage}")
     started = time.time()
     getattr(module, stage)(*recipe.sections(STAGES[stage]).values(), paths=paths)
-    timing = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
+    timing = {
+        "stage": stage,
+        "started": started,
+        "seconds": round(time.time() - started, 3),
+        "process_seconds": _process_seconds(),
+    }
     write_text(paths.scratch / "timings" / f"{stage}.json", json.dumps(timing) + "\n")
+
+
+def _process_seconds() -> float | None:
+    """Return how long this process has existed, imports included; None where the system does not say."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return round(up - ticks / os.sysconf("SC_CLK_TCK"), 3)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

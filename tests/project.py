@@ -271,6 +271,8 @@ class Receipt:
     version: int
     created: bool
     promoted: bool
+    champion: int
+    verdict: str = "PASS"
 
 
 def register(recipe, section, *, paths, registry_location, promote, run_id, git_commit):
@@ -280,11 +282,11 @@ def register(recipe, section, *, paths, registry_location, promote, run_id, git_
     known = sorted(folder.glob("*.json"))
     for path in known:
         if json.loads(path.read_text())["decision"] == content:
-            return Receipt(section.name, int(path.stem), False, False)
+            return Receipt(section.name, int(path.stem), False, False, 1)
     number = len(known) + 1
     lineage = {"decision": content, "run": run_id, "commit": git_commit}
     (folder / f"{number:06d}.json").write_text(json.dumps(lineage))
-    return Receipt(section.name, number, True, promote)
+    return Receipt(section.name, number, True, promote, number)
 '''
 
 BODIES = {

@@ -33,7 +33,9 @@ def by_flow(project: Project, *words: str) -> list[str]:
 
 def results(project: Project) -> dict[str, str]:
     """Return the sha256 of the lock and of everything that the stages wrote."""
-    files = [path for path in (project.root / "data").rglob("*") if path.is_file() and "raw" not in path.parts]
+    files = [
+        path for path in (project.root / "data").rglob("*") if path.is_file() and "raw" not in path.parts
+    ]
     found = {
         str(path.relative_to(project.root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in [project.root / "dvc.lock", *files]

@@ -58,10 +58,17 @@ case $status in
   *) fail ;;
 esac
 
-if git diff --quiet HEAD -- "$pointer" dvc.lock && [ -z "$(git status --porcelain -- "$pointer" dvc.lock)" ]; then
-  changed=no
-else
-  changed=yes
+saved() {  # whether HEAD, or an earlier run's branch on the remote, holds this very lock
+  git fetch --quiet "$git_remote" "+refs/heads/retrain/$recipe/*:refs/remotes/$git_remote/retrain/$recipe/*" || fail
+  local ref
+  for ref in HEAD $(git for-each-ref --format='%(refname)' "refs/remotes/$git_remote/retrain/$recipe/"); do
+    if [ "$(git rev-parse --quiet --verify "$ref:dvc.lock")" = "$(git hash-object dvc.lock)" ] &&
+       [ "$(git rev-parse --quiet --verify "$ref:$pointer")" = "$(git hash-object "$pointer")" ]; then return 0; fi
+  done
+  return 1
+}
+
+if ! saved; then
   echo "== save the lock on retrain/$recipe/$run"
   git switch --quiet --create "retrain/$recipe/$run"
   git add --force -- "$pointer" dvc.lock
@@ -81,7 +88,7 @@ case $status in
   3) write_report refused; finish refused 3 ;;
   *) fail ;;
 esac
-if [ "$changed" = no ] && ! grep -q '"created": true' <<< "$outcome"; then
+if ! grep -qE '"(created|promoted)": true' <<< "$outcome"; then
   write_report "nothing to do"; finish "nothing to do" 10
 fi
 write_report released; finish released 0
