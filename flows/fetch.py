@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from flows.build import dvc_errors
 from tasks.errors import DataError
+from tasks.files import write_text
 from tasks.paths import Paths
 from tasks.recipe import Recipe
 from tasks.sources import fetch_raw
@@ -29,9 +32,12 @@ def fetch_data(repo: Repo, recipe: Recipe, paths: Paths) -> str:
         _check_sources(repo, recipe, paths)
         if not (difference := _difference(repo, paths)):
             return "unchanged"
-        if difference != "deleted":
+        if not paths.raw.exists():
+            return _restore(repo, recipe, paths)
+        if difference != "not in cache":
             raise _changed(paths)
-        return _restore(repo, recipe, paths)
+        _cache_if_pinned(repo, paths)
+        return "cached"
 
 
 def pointer_of(paths: Paths) -> Path:
@@ -62,10 +68,23 @@ def _restore(repo: Repo, recipe: Recipe, paths: Paths) -> str:
             return way
     shutil.rmtree(paths.raw, ignore_errors=True)  # a part of the data would pass for all of it
     fetch_raw(recipe, paths)
-    if _difference(repo, paths) not in (None, "not in cache"):
-        raise _changed(paths)
-    repo.commit(pointer, force=True)  # equal to what is pinned: into the cache with it
+    _cache_if_pinned(repo, paths)
     return "fetched"
+
+
+def _cache_if_pinned(repo: Repo, paths: Paths) -> None:
+    """Put the raw data into the cache, if they are what is pinned; DVC itself would pin whatever is there."""
+    pointer = pointer_of(paths)
+    before = pointer.read_text(encoding="utf-8")
+    repo.commit(str(pointer), force=True)
+    repo._reset()
+    if _pinned(pointer.read_text(encoding="utf-8")) != _pinned(before):
+        write_text(pointer, before)
+        raise _changed(paths)
+
+
+def _pinned(pointer: str) -> list[str]:
+    return [str(out["md5"]) for out in yaml.safe_load(pointer)["outs"]]
 
 
 def _difference(repo: Repo, paths: Paths) -> str | None:
