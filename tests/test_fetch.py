@@ -91,3 +91,13 @@ def test_a_corrupted_cache_is_noticed_and_the_data_fetched_again(project: Projec
         path.write_bytes(b"damaged")
     assert fetch(project) == "fetched"
     assert "damaged" not in (raw(project) / "train.csv").read_text()
+
+
+def test_push_and_pull_know_the_raw_data(project: Project) -> None:
+    """DVC reads .gitignore in its own way: with a wrong pattern it would not look into data/raw."""
+    with open_repo(project.root) as repo:
+        found = {stage.relpath for stage in repo.index.stages}
+    assert "data/raw/tiny.dvc" in found
+    assert project.git("status", "--porcelain", "--untracked-files=all").split() == [
+        "??", "data/raw/.gitignore", "??", "data/raw/tiny.dvc",
+    ]  # fmt: skip
