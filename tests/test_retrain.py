@@ -83,7 +83,7 @@ def test_released_then_nothing_to_do_then_released_again(forge: Forge) -> None:
     status, said, _ = forge.retrain()
     assert status == 10, said
     assert "outcome: nothing to do" in said
-    assert ": executed" not in said, "a fresh clone takes everything from the run cache"
+    assert ": executed" not in said, "what the last run built is pulled"
     assert forge.branches() == [branch]
 
     forge.change("learning_rate: 1.0e-4", "learning_rate: 2.0e-4")

@@ -42,6 +42,14 @@ write_report() {  # outcome
 fail() { write_report failed; finish failed 1; }
 
 echo "== pull"
+branches=refs/remotes/$git_remote/retrain/$recipe/
+git fetch --quiet "$git_remote" "+refs/heads/retrain/$recipe/*:$branches*" || fail
+# Main gets a lock when people merge it: until then the last run's is the newest, and what it names need not be built.
+last=$(git for-each-ref --sort=-committerdate --count=1 --format='%(refname)' "$branches")
+if [ -n "$last" ]; then
+  ours=$(git log -1 --format=%ct -- dvc.lock)
+  if [ "$(git log -1 --format=%ct "$last")" -gt "${ours:-0}" ]; then git show "$last:dvc.lock" > dvc.lock; fi
+fi
 # A remote that holds nothing of this recipe yet is no error: what is missing is built.
 dvc pull --quiet --allow-missing --run-cache "${remote[@]}" || echo "pull: the remote is empty or incomplete; building what is missing"
 if [ -f "$pointer" ] && grep -qE '^frozen: true' "$pointer"; then
@@ -59,9 +67,8 @@ case $status in
 esac
 
 saved() {  # whether HEAD, or an earlier run's branch on the remote, holds this very lock
-  git fetch --quiet "$git_remote" "+refs/heads/retrain/$recipe/*:refs/remotes/$git_remote/retrain/$recipe/*" || fail
   local ref
-  for ref in HEAD $(git for-each-ref --format='%(refname)' "refs/remotes/$git_remote/retrain/$recipe/"); do
+  for ref in HEAD $(git for-each-ref --format='%(refname)' "$branches"); do
     if [ "$(git rev-parse --quiet --verify "$ref:dvc.lock")" = "$(git hash-object dvc.lock)" ] &&
        [ "$(git rev-parse --quiet --verify "$ref:$pointer")" = "$(git hash-object "$pointer")" ]; then return 0; fi
   done
