@@ -1,0 +1,196 @@
+"""The flow: how each outcome ends, what is tried again, and what an interrupted run leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from flows.changes import Changes, changes_of
+from flows.run_lock import is_held, only_run
+from flows.settings import DEFAULTS, prefect_defaults, running_server, server_note
+from tasks.errors import Preempted, Refused, StageError
+from tasks.paths import Paths
+from tests.project import COMMAND_LINE, STAGES, Project, make_project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return make_project(tmp_path / "a project", stand_ins=True)
+
+
+# --- quick: the parts ----------------------------------------------------------------------------------
+
+
+def test_an_expected_error_is_a_state_of_its_own_name() -> None:
+    from flows.states import ends_in_state, may_go_on
+
+    @ends_in_state
+    def fails(error: Exception) -> None:
+        raise error
+
+    for error, name in (
+        (Refused("no", ["a"]), "Refused"),
+        (Preempted("stop"), "Preempted"),
+        (StageError("x"), "Failed"),
+    ):
+        state = fails(error)
+        assert state is not None
+        assert (state.name, state.is_failed(), state.message) == (name, True, str(error))
+        assert may_go_on(None, None, state) is (name == "Preempted")
+    with pytest.raises(ZeroDivisionError):
+        fails(ZeroDivisionError())
+
+
+def test_changes_are_typed_and_named_by_field() -> None:
+    changes = Changes(learning_rate=1e-5, fields={"merge.alphas": [0, 1]})
+    assert changes.by_field() == {"finetune.learning_rate": 1e-5, "merge.alphas": [0, 1]}
+    assert changes_of({}) is None
+    with pytest.raises(ValidationError, match="epochs"):
+        Changes(epochs=0)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        TypeAdapter(Changes).validate_python({"epoch": 1})
+
+
+def test_every_knob_of_the_form_is_a_field_of_the_recipe() -> None:
+    from tasks.recipe import Finetune
+
+    knobs = set(Changes.model_fields) - {"fields"}
+    assert knobs
+    assert knobs <= set(Finetune.model_fields)
+
+
+def test_prefect_is_told_to_be_quiet_and_patient(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*DEFAULTS, "PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "7")
+    prefect_defaults(project.root)
+    assert os.environ["DO_NOT_TRACK"] == "1"
+    assert os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] == "7", "what is set stands"
+    home = project.root / ".retain" / "prefect"
+    assert os.environ["PREFECT_HOME"] == str(home)
+    assert home.is_dir()
+    for name in (*DEFAULTS, "PREFECT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_server_that_is_gone_is_not_used(tmp_path: Path) -> None:
+    assert running_server(tmp_path) is None
+    server_note(tmp_path).write_text('{"url": "http://127.0.0.1:9/api"}')
+    assert running_server(tmp_path) is None
+
+
+def test_a_recipe_is_held_and_let_go(tmp_path: Path) -> None:
+    paths = Paths(tmp_path, "tiny")
+    lock = paths.scratch / "run.lock"
+    with only_run(paths, "calm-otter", "wait", print):
+        assert is_held(lock)
+        with (
+            pytest.raises(StageError, match=r"by process \d+ \(run calm-otter, since "),
+            only_run(paths, "second", "refuse", print),
+        ):
+            pass
+    assert not is_held(lock)
+
+
+# --- whole runs ----------------------------------------------------------------------------------------
+
+
+def start(project: Project) -> subprocess.Popen[str]:
+    """Start a run in a session of its own, as a terminal does."""
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND_LINE, "run", "tiny", "--no-register"],
+        cwd=project.root,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_an_interrupted_run_ends_and_the_next_goes_on(project: Project, number: int, status: int) -> None:
+    project.change("epochs: 1", "epochs: 20")
+    run = start(project)
+    assert run.stdout is not None
+    for line in run.stdout:
+        if "epoch 1" in line:
+            break
+    family = psutil.Process(run.pid).children(recursive=True)
+    began = time.monotonic()
+    # Ctrl-C reaches every process of the terminal; a service manager's SIGTERM the one it started.
+    (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == status, said
+    assert time.monotonic() - began < 30
+    assert "Traceback" not in said
+    assert [child for child in family if child.is_running() and child.status() != "zombie"] == []
+    project.change("epochs: 20", "epochs: 2")
+    again = project.retain("run", "tiny", "--no-register")
+    ran = re.findall(r" - (\w+): executed", again.stderr + again.stdout)
+    assert ran == list(STAGES[STAGES.index("finetune") :])
+
+
+@pytest.mark.e2e
+def test_a_gate_that_refuses_ends_the_flow(project: Project) -> None:
+    project.change("failed_expectations: {refuse_above: 0}", "failed_expectations: {refuse_above: -1}")
+    done = project.retain("run", "tiny", check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 3
+    assert "Finished in state Refused(" in said
+    assert "retain: refused (GATE): tiny was not released." in said
+    assert "finetune begins" not in said
+    assert said.count("gate begins") == 1, "never tried again"
+
+
+@pytest.mark.e2e
+def test_a_preempted_stage_is_tried_again(project: Project) -> None:
+    project.change("batch_size: 16", "batch_size: 75")
+    done = project.retain("run", "tiny", "--no-register")
+    said = done.stdout + done.stderr
+    assert said.count("finetune begins") == 2
+    assert "finetune: executed" in said
+
+
+@pytest.mark.e2e
+def test_a_failed_stage_ends_the_flow_without_a_traceback_and_a_bug_with_its_own(project: Project) -> None:
+    project.change("batch_size: 16", "batch_size: 13")
+    done = project.retain("run", "tiny", check=False)
+    assert done.returncode == 1
+    assert "retain: finetune: the loss is not finite\n  - step 3\n  - step 4\n" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "merge begins" not in done.stdout + done.stderr
+    project.change("batch_size: 13", "batch_size: 14")
+    done = project.retain("run", "tiny", check=False)
+    assert done.returncode == 1
+    assert "ValueError: a bug" in done.stderr
+
+
+@pytest.mark.e2e
+def test_a_run_with_nothing_to_do_is_quick_and_a_damaged_cache_is_built_again(project: Project) -> None:
+    project.retain("run", "tiny", "--no-register")
+    began = time.monotonic()
+    done = project.retain("run", "tiny", "--no-register")
+    assert time.monotonic() - began < 15
+    assert "Nothing to do: every stage is up to date." in done.stdout
+    assert "Finished in state Cached('unchanged'" in done.stdout + done.stderr
+    decision = Paths(project.root, "tiny").decision
+    before = decision.read_bytes()
+    decision.unlink()
+    for path in (project.root / ".dvc" / "cache" / "files").rglob("*"):
+        if path.is_file() and path.read_bytes() == before:
+            path.chmod(0o644)
+            path.write_text("damaged")
+    done = project.retain("run", "tiny", "--no-register")
+    assert "decide: executed" in done.stdout + done.stderr
+    assert decision.read_bytes() == before
