@@ -1,0 +1,168 @@
+"""register, predict, and a release as the base of the next lineage, on a tiny model that really ran."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks import reports
+from tasks.__main__ import run_stage
+from tasks.errors import Refused, RegistryError, StageError
+from tasks.files import folder_fingerprint
+from tasks.paths import Paths
+from tasks.pin import pin
+from tasks.predict import load_release
+from tasks.recipe import load_recipe
+from tasks.register import Receipt, register
+from tasks.registry import open_registry
+from tasks.sources import first_base_folder, resolve_base
+from tests.models_data import tuned_project
+
+Publish = Callable[..., Receipt]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a tiny project once, up to its decision."""
+    folder = tmp_path_factory.mktemp("register")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETAIN_HOME", str(folder / "store"))
+        patch.setenv("RETAIN_REGISTRY", str(folder / "none yet"))
+        paths = tuned_project(folder, until="merge")
+        for stage in ("pin", "evaluate", "decide"):
+            run_stage(stage, "tiny", paths.root)
+    return folder
+
+
+@pytest.fixture
+def paths(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """Return a copy whose decision is a PASS: random weights rarely earn one, and this is not about that."""
+    monkeypatch.setenv("RETAIN_HOME", str(built / "store"))
+    monkeypatch.setenv("RETAIN_REGISTRY", str(tmp_path / "registry"))
+    shutil.copytree(built / "project", tmp_path / "project", symlinks=True)
+    paths = Paths(tmp_path / "project", "tiny")
+    decide_that(paths, "PASS")
+    return paths
+
+
+def decide_that(paths: Paths, verdict: str) -> None:
+    decision = reports.read_report(paths.decision, reports.DecideReport)
+    reports.write_report(paths.decision, decision.model_copy(update={"verdict": verdict}))
+
+
+@pytest.fixture
+def publish(paths: Paths, tmp_path: Path) -> Publish:
+    def call(promote: bool = True) -> Receipt:
+        return register(
+            "tiny",
+            load_recipe(paths.root / "recipes" / "tiny.yaml").register_,
+            paths=paths,
+            registry_location=str(tmp_path / "registry"),
+            promote=promote,
+            run_id="run-1",
+            git_commit="0" * 40,
+        )
+
+    return call
+
+
+def test_a_passing_model_becomes_a_version_and_the_champion(
+    paths: Paths, publish: Publish, tmp_path: Path
+) -> None:
+    receipt = publish()
+    assert receipt == Receipt("tiny", 1, created=True, promoted=True, champion=1, verdict="PASS")
+    manifest = open_registry(str(tmp_path / "registry")).resolve("tiny", "champion")
+    base = reports.read_report(paths.base, reports.Base)
+    assert manifest.model_fingerprint == folder_fingerprint(paths.chosen)
+    assert manifest.lineage["first_base"]["fingerprint"] == base.fingerprint
+    assert manifest.lineage["splits"] == reports.read_report(paths.schema, reports.SplitSchema).fingerprint
+    assert manifest.git_commit == "0" * 40
+    assert {"decision", "evaluate", "merge", "recipe", "history"} <= set(manifest.reports)
+    assert json.loads((paths.scratch / "receipt.json").read_text())["version"] == 1
+
+
+def test_registering_again_changes_nothing(publish: Publish, tmp_path: Path) -> None:
+    publish()
+    again = publish()
+    assert (again.version, again.created, again.promoted) == (1, False, False)
+    registry = open_registry(str(tmp_path / "registry"))
+    assert registry.versions("tiny") == [1]
+    champion = registry.alias("tiny", "champion")
+    assert champion is not None
+    assert len(champion.history) == 1
+
+
+def test_without_promotion_it_is_the_challenger(publish: Publish, tmp_path: Path) -> None:
+    receipt = publish(promote=False)
+    assert (receipt.champion, receipt.promoted) == (None, False)
+    assert open_registry(str(tmp_path / "registry")).resolve("tiny", "challenger").version == 1
+    assert publish(promote=True).promoted
+
+
+@pytest.mark.parametrize("verdict", ["FAIL", "INCONCLUSIVE"])
+def test_what_did_not_pass_is_refused_with_its_reasons(
+    paths: Paths, publish: Publish, tmp_path: Path, verdict: str
+) -> None:
+    decide_that(paths, verdict)
+    with pytest.raises(Refused, match=f"{verdict}: tiny must not ship") as caught:
+        publish()
+    assert caught.value.problems == reports.read_report(paths.decision, reports.DecideReport).reasons
+    assert open_registry(str(tmp_path / "registry")).names() == []
+
+
+def test_a_champion_that_moved_since_is_not_overtaken(paths: Paths, publish: Publish, tmp_path: Path) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+    registry.publish("tiny", paths.tuned, metrics={}, lineage={}, reports={}, run_id="other")
+    registry.move_alias("tiny", "champion", 1, expected=None, reason="another run was faster")
+    with pytest.raises(Refused, match="`retain run tiny --repin`"):
+        publish()
+    pin("tiny", paths=paths)
+    pinned = reports.read_report(paths.pin, reports.Pin)
+    assert (pinned.champion, pinned.champion_model) == (1, folder_fingerprint(paths.tuned))
+
+
+def test_another_model_than_the_one_decided_on_is_not_published(paths: Paths, publish: Publish) -> None:
+    (paths.chosen / "config.json").write_text("{}")
+    with pytest.raises(StageError, match="not what was decided on") as caught:
+        publish()
+    assert "is not the model that decision.json is about" in caught.value.problems[0]
+    shutil.rmtree(paths.chosen)
+    with pytest.raises(StageError) as caught:
+        publish()
+    assert "dvc pull" in caught.value.problems[0]
+
+
+def test_a_release_classifies_and_is_verified_each_time(
+    publish: Publish, built: Path, tmp_path: Path
+) -> None:
+    publish()
+    release = load_release(str(tmp_path / "registry"), "tiny", "champion")
+    first, second = release.classify(["the phone was good and great", "the film was awful"])
+    assert first.label in ("negative", "positive")
+    assert sum(second.probabilities.values()) == pytest.approx(1)
+    assert second.probability == max(second.probabilities.values())
+    kept = built / "store" / "releases" / release.manifest.model_fingerprint
+    weights = kept / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert load_release(str(tmp_path / "registry"), "tiny", 1).classify(["fine"])[0].text == "fine"
+    assert folder_fingerprint(kept) == release.manifest.model_fingerprint
+    with pytest.raises(RegistryError, match="number 2"):
+        release.classify(["good", " "])
+    assert release.classify([]) == []
+
+
+def test_a_release_is_the_base_of_the_next_and_remembers_where_it_all_began(
+    paths: Paths, publish: Publish
+) -> None:
+    publish()
+    first = reports.read_report(paths.base, reports.Base)
+    second = resolve_base("release:tiny@champion", paths.root)
+    assert second.resolved == "release:tiny@1"
+    assert second.first_base == first.first_base
+    assert second.fingerprint != first.fingerprint
+    assert not any(record.path.startswith("head.") for record in second.files)
+    assert first_base_folder(second, paths.root).name == first.fingerprint
