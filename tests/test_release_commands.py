@@ -1,0 +1,171 @@
+"""The commands about releases, over a registry with two versions of a tiny model."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from tasks.models import Classifier, load_encoder, save_classifier
+from tasks.registry import open_registry
+from tasks.reports import write_report
+from tests.test_summary import run_reports
+from tests.tiny import make_tiny_base
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    import torch
+
+    folder = tmp_path_factory.mktemp("models")
+    made = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        encoder = load_encoder(make_tiny_base(folder / f"base{seed}", seed), "cpu")
+        head = torch.nn.Linear(32, 2)
+        model = Classifier(
+            encoder.model, encoder.tokenizer, "cpu", "fp32", head, ["negative", "positive"], 32
+        )
+        save_classifier(model, folder / f"model{seed}")
+        made.append(folder / f"model{seed}")
+    return made
+
+
+@pytest.fixture
+def repository(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a repository whose registry has two versions, the first of them champion."""
+    root = tmp_path / "a clone"
+    (root / "recipes").mkdir(parents=True)
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("RETAIN_REGISTRY", str(root / "registry"))
+    monkeypatch.setenv("RETAIN_HOME", str(tmp_path / "store"))
+    registry = open_registry(str(root / "registry"))
+    reports = run_reports("pass")
+    for name in ("decision", "merge", "evaluate"):
+        write_report(tmp_path / f"{name}.json", getattr(reports, name))
+    for model in models:
+        registry.publish(
+            "sentiment",
+            model,
+            metrics={
+                "task": {"test": {"accuracy": 0.87, "gain": 0.04}},
+                "forgetting": {"laws": {"loss": 0.002}},
+            },
+            lineage={"recipe": "sentiment"},
+            reports={name: tmp_path / f"{name}.json" for name in ("decision", "merge", "evaluate")},
+            run_id=f"run-of-{model.name}",
+        )
+    registry.move_alias("sentiment", "champion", 1, expected=None, reason="passed")
+    return root
+
+
+@pytest.fixture
+def retain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command line in this process."""
+
+    def run(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["retain", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_releases_are_listed_with_aliases_and_figures(repository: Path, retain: Run) -> None:
+    status, out, _ = retain("releases")
+    assert status == 0
+    header, first, second = out.splitlines()
+    assert header.split()[:3] == ["NAME", "VERSION", "ALIASES"]
+    assert first.split()[:6] == ["sentiment", "1", "champion", "0.870", "+0.040", "+0.002"]
+    assert second.split()[2] == "–"
+    rows = [json.loads(line) for line in retain("releases", "sentiment", "--json")[1].splitlines()]
+    assert [row["version"] for row in rows] == [1, 2]
+    assert rows[0]["aliases"] == ["champion"]
+
+
+def test_an_empty_registry_says_how_to_fill_it(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETAIN_REGISTRY", str(repository / "empty"))
+    assert "`retain run RECIPE` makes the first" in retain("releases")[1]
+    status, _, err = retain("releases", "sentiment")
+    assert (status, "Releases: none" in err) == (1, True)
+
+
+def test_promote_and_rollback(repository: Path, retain: Run) -> None:
+    assert (
+        "Version 2 of sentiment is the champion now; it was version 1" in retain("promote", "sentiment", 2)[1]
+    )
+    assert "champion already" in retain("promote", "sentiment", 2)[1]
+    assert "Version 1 of sentiment is the champion again" in retain("rollback", "sentiment")[1]
+    status, _, err = retain("promote", "sentiment", 9)
+    assert (status, "no version 9" in err) == (1, True)
+    status, _, err = retain("rollback", "sentiment")
+    assert (status, "nothing to go back to" in err) == (1, True)
+
+
+def test_predict_takes_arguments_a_file_or_standard_input(
+    repository: Path, retain: Run, tmp_path: Path
+) -> None:
+    status, out, _ = retain("predict", "sentiment", "a good phone", "a bad film")
+    assert status == 0
+    assert [line.split()[0] in ("negative", "positive") for line in out.splitlines()] == [True, True]
+    status, piped, _ = retain("predict", "sentiment@1", stdin="a good phone\n\na bad film\n")
+    assert (status, piped) == (0, out)
+    (tmp_path / "lines.txt").write_text("a good phone\na bad film\n")
+    assert retain("predict", "sentiment@champion", "--file", tmp_path / "lines.txt")[1] == out
+    made = [json.loads(line) for line in retain("predict", "sentiment@2", "--json", "fine")[1].splitlines()]
+    assert set(made[0]) == {"text", "label", "probability", "probabilities"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sentiment@latest", "x"), "`latest` is not a thing"),
+        (("sentimant", "x"), "Releases here: sentiment"),
+        (("sentiment", "x", "--file", "nowhere.txt"), "not both"),
+        (("sentiment", "--file", "nowhere.txt"), "there is no such file"),
+    ],
+)
+def test_predict_says_what_is_wrong(
+    repository: Path, retain: Run, arguments: tuple[str, ...], message: str
+) -> None:
+    status, out, err = retain("predict", *arguments)
+    assert (status, out) == (1, "")
+    assert message in err
+
+
+def test_a_damaged_release_is_not_used(repository: Path, retain: Run) -> None:
+    for blob in (repository / "registry" / "blobs").rglob("*"):
+        if blob.is_file():
+            blob.write_bytes(b"damaged")
+    status, out, err = retain("predict", "sentiment@2", "x")
+    assert (status, out) == (1, "")
+    assert "is not what its name says" in err
+
+
+def test_show_tells_what_a_release_gained_and_lost(repository: Path, retain: Run) -> None:
+    status, out, _ = retain("show", "sentiment@2")
+    assert status == 0
+    assert "**PASS**" in out
+    assert "sentiment version 2" in out
+    assert "run-of-model2" in out
+
+
+def test_register_needs_a_recipe_that_is_up_to_date(repository: Path, retain: Run) -> None:
+    status, _, err = retain("register", "nothing")
+    assert (status, "There is no recipe" in err) == (1, True)
