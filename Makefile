@@ -25,16 +25,20 @@ help:  ## List the targets
 	$(PIP) install --quiet --no-deps --requirement infra/demo-packages.txt
 	@touch $@
 
+.venv/.test: .venv/.demo infra/test-packages.txt
+	$(PIP) install --quiet --no-deps --requirement infra/test-packages.txt
+	@touch $@
+
 demo: .venv/.demo  ## Fine-tune a real sentiment model and release it, end to end
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/retain run sentiment
 
 test: .venv/.demo  ## Run the test suite (offline, CPU)
 	$(BIN)/pytest
 
-test-slow: .venv/.demo  ## Run the slow tests: servers, whole pipelines, real weights and data
+test-slow: .venv/.test  ## Run the slow tests: servers, whole pipelines, real weights and data
 	$(BIN)/pytest -m "e2e or realdata"
 
-test-all: .venv/.demo  ## Run every test that this machine can run
+test-all: .venv/.test  ## Run every test that this machine can run
 	$(BIN)/pytest -m "not gpu"
 
 check: .venv/.installed  ## Lint, formatting, types

@@ -19,7 +19,7 @@ from tasks.paths import store
 
 Kind = Literal["workspace", "checkpoint", "experiment", "store"]
 DAY_SECONDS = 86400.0
-FETCHED = ("bases", "sources", "embeddings", "measurements", "releases")
+FETCHED = ("bases", "gguf", "sources", "embeddings", "measurements", "releases")
 """Folders of the store that are made again when they are missing: fetched, or computed."""
 
 

@@ -11,9 +11,11 @@ s3://… https://… git+…             raw data; DVC imports it (`dvc import-u
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -26,6 +28,8 @@ from tasks.files import atomic_path, fingerprint, sha256_of, write_text
 from tasks.paths import Paths, registry_root, store
 from tasks.recipe import Recipe
 from tasks.reports import Base, FileRecord, FirstBase
+
+log = logging.getLogger(__name__)
 
 NOTATIONS = (__doc__ or "").split("\n\n", 2)[1]
 MODEL_FILES = re.compile(
@@ -354,15 +358,37 @@ def _download_release(source: Source, aside: Path, root: Path) -> tuple[str, Fir
 
 
 def _convert_gguf(origin: Path, aside: Path) -> None:
-    """Convert GGUF weights to safetensors, dequantized to fp32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Put GGUF weights, dequantized to fp32 safetensors, into `aside`; they are converted once and kept in the store."""
+    kept = store() / "gguf" / sha256_of(origin)
+    if not kept.is_dir():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        converted = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".new."))
+        try:
+            _dequantize(origin, converted)
+            _move_into(converted, kept)
+        finally:
+            shutil.rmtree(converted, ignore_errors=True)
+    shutil.copytree(kept, aside, dirs_exist_ok=True, copy_function=os.link)
 
+
+def _dequantize(origin: Path, folder: Path) -> None:
     try:
-        model = AutoModelForCausalLM.from_pretrained(origin.parent, gguf_file=origin.name)
-        tokenizer = AutoTokenizer.from_pretrained(origin.parent, gguf_file=origin.name)
+        import gguf  # noqa: F401
     except ImportError as error:
         raise DataError(
             f"{origin}: converting GGUF needs the extra `gguf`: pip install 'retain[gguf]'."
+        ) from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    log.info("converting %s to safetensors, once", origin.name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(origin.parent, gguf_file=origin.name)
+        tokenizer = AutoTokenizer.from_pretrained(origin.parent, gguf_file=origin.name)
+    except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError, struct.error) as error:
+        raise DataError(
+            f"{origin} cannot be converted ({type(error).__name__}: {error}): is it whole?"
         ) from error
     # Dequantized weights are plain fp32; what says otherwise makes save_pretrained refuse.
     for attribute in ("hf_quantizer", "quantization_method"):
@@ -371,9 +397,9 @@ def _convert_gguf(origin: Path, aside: Path) -> None:
     setattr(model, "is_quantized", False)  # noqa: B010  a plain attribute, not a module
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    write_text(aside / "config_source.json", f'{{"gguf_sha256": "{sha256_of(origin)}"}}\n')
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_text(folder / "config_source.json", f'{{"gguf_sha256": "{sha256_of(origin)}"}}\n')
 
 
 def _records(folder: Path) -> list[FileRecord]:
