@@ -43,7 +43,8 @@ def open_repo(root: Path, *, lock_wait_seconds: float = LOCK_WAIT_SECONDS) -> It
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # it reports by exceptions, which we show
+    for name in ("dvc", "dvc_data", "dvc_objects"):  # they report by exceptions, which we show
+        logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.chdir(root):
         try:
             repo = Repo(str(root))
