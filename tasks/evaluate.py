@@ -21,6 +21,7 @@ from tasks import reports
 from tasks.device import hold_device
 from tasks.errors import StageError
 from tasks.files import write_text
+from tasks.forgetting.bootstrap import group_weights, interval, macro_f1
 from tasks.forgetting.measure import Subject, compare, records, reference
 from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.suites import read_suite
@@ -133,7 +134,7 @@ def _targets(
         for model, labels in said.items():
             table[model] = (labels == truth).astype(np.float64)
         write_table(table, aside / "targets" / f"{name}.parquet")
-        outcome = _target(name, table, truth, said["candidate"], rule)
+        outcome = _target(name, table, truth, said, len(candidate.labels), rule)
         log.info(
             "%s: accuracy %.4f → %.4f on %d rows", name, outcome.base, outcome.candidate, outcome.examples
         )
@@ -141,12 +142,18 @@ def _targets(
 
 
 def _target(
-    name: str, table: pd.DataFrame, truth: np.ndarray, said: np.ndarray, rule: Decide
+    name: str,
+    table: pd.DataFrame,
+    truth: np.ndarray,
+    said: dict[str, np.ndarray],
+    classes: int,
+    rule: Decide,
 ) -> reports.TargetOutcome:
-    from sklearn.metrics import f1_score
-
-    loss = paired_loss(table["base"], table["candidate"], table["group"].tolist())
+    groups = table["group"].tolist()
+    loss = paired_loss(table["base"], table["candidate"], groups)
     each_side = (1 + rule.confidence) / 2
+    weights = group_weights(groups, rule.bootstrap_draws, rule.seed)
+    before, after = (macro_f1(truth, said[model], classes, weights) for model in ("base", "candidate"))
     return reports.TargetOutcome(
         name=name,
         examples=len(table),
@@ -155,7 +162,9 @@ def _target(
         champion=float(table["champion"].mean()) if "champion" in table else None,
         gain=-loss.mean,
         gain_interval=(-loss.upper(each_side), -loss.lower(each_side)),
-        macro_f1=float(f1_score(truth, said, average="macro")),
+        macro_f1=float(after[0]),
+        macro_f1_gain=float(after[0] - before[0]),
+        macro_f1_gain_interval=interval(after - before, rule.confidence),
     )
 
 

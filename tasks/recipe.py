@@ -273,7 +273,7 @@ class Decide(Section):
     champion_margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Accuracy on the test split by which a release may fall behind the champion, to be shown with confidence."""
     bootstrap_draws: int = Field(ge=1000)
-    """Paired bootstrap draws, where a metric needs them."""
+    """Paired bootstrap draws, for metrics that are no mean of examples (macro-F1)."""
     seed: int
     """Seeds the bootstrap."""
 

@@ -263,6 +263,11 @@ class TargetOutcome(Part):
     gain_interval: tuple[float, float]
     """Two-sided interval at the rule's confidence."""
     macro_f1: float
+    """Of the candidate: the unweighted mean of the classes' F1."""
+    macro_f1_gain: float = 0.0
+    """Over the frozen base plus linear probe."""
+    macro_f1_gain_interval: tuple[float, float] = (-1.0, 1.0)
+    """Two-sided, by paired bootstrap over groups."""
 
 
 class EvaluateReport(Report):

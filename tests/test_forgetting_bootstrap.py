@@ -1,0 +1,37 @@
+"""The paired bootstrap: against scikit-learn's figure, and its interval against what is known of it."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from tasks.forgetting.bootstrap import group_weights, interval, macro_f1
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_macro_f1_is_that_of_scikit_learn_in_every_draw(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    truth, said = rng.integers(0, classes, 80), rng.integers(0, classes, 80)
+    weights = group_weights([str(row // 3) for row in range(80)], 20, seed=1)
+    found = macro_f1(truth, said, classes, weights)
+    for draw in (0, 1, 20):
+        expected = f1_score(truth, said, average="macro", sample_weight=weights[draw], zero_division=0)
+        assert found[draw] == pytest.approx(expected)
+
+
+def test_groups_are_drawn_whole_and_the_first_draw_is_the_sample() -> None:
+    weights = group_weights(["a", "a", "b", "c"], 50, seed=2)
+    assert weights[0].tolist() == [1, 1, 1, 1]
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[1:, 1:].sum(axis=1) == 3).all()
+
+
+def test_a_seed_gives_the_same_draws() -> None:
+    assert (group_weights(list("abc"), 9, seed=3) == group_weights(list("abc"), 9, seed=3)).all()
+
+
+def test_the_interval_of_a_mean_is_near_the_normal_one() -> None:
+    values = np.random.default_rng(4).normal(0, 1, 400)
+    weights = group_weights([str(row) for row in range(400)], 4000, seed=5)
+    low, high = interval(weights @ values / 400, 0.95)
+    assert low == pytest.approx(values.mean() - 1.96 / 20, abs=0.015)
+    assert high == pytest.approx(values.mean() + 1.96 / 20, abs=0.015)
