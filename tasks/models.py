@@ -184,6 +184,7 @@ def save_classifier(
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         classifier.model.save_pretrained(aside, safe_serialization=True)
+        _forget_last_call(classifier.tokenizer)
         classifier.tokenizer.save_pretrained(aside)
         save_file(_contiguous(classifier.head.state_dict()), aside / "head.safetensors")
         if start_head is not None:
@@ -246,6 +247,14 @@ def _with_head(encoder: Encoder, weights: dict[str, Tensor], head: dict[str, Any
         head["labels"],
         head["max_length"],
     )
+
+
+def _forget_last_call(tokenizer: Any) -> None:
+    """Drop padding and truncation of the last call, which a fast tokenizer would save as if they were its own."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

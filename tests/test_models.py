@@ -1,0 +1,140 @@
+"""Model folders: what is saved comes back, what is mixed is mixed, and a text's vector is its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.errors import StageError
+from tasks.files import folder_fingerprint
+from tasks.models import (
+    Classifier,
+    Encoder,
+    interpolate,
+    length_batches,
+    load_classifier,
+    load_encoder,
+    save_classifier,
+    start_classifier,
+    weights_fingerprint,
+)
+from tests.tiny import make_tiny_base
+
+TEXTS = ["good", "the phone was not very good after a week", "bad film", "it works and the screen is great"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture
+def encoder(base: Path) -> Encoder:
+    return load_encoder(base, "cpu")
+
+
+def classifier(base: Path, seed: int) -> Classifier:
+    encoder = load_encoder(base, "cpu")
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in encoder.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01 * seed)
+    head = torch.nn.Linear(32, 2)
+    return Classifier(encoder.model, encoder.tokenizer, "cpu", "fp32", head, ["negative", "positive"], 16)
+
+
+def test_a_vector_does_not_depend_on_its_neighbours(encoder: Encoder) -> None:
+    alone = np.vstack([encoder.encode([text]) for text in TEXTS])
+    together = encoder.encode(TEXTS)
+    assert np.abs(alone - together).max() < 1e-5
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    assert together.shape == (4, 32)
+    assert encoder.encode([]).shape == (0, 32)
+
+
+def test_pooling_is_the_mean_over_real_tokens(encoder: Encoder) -> None:
+    batch = encoder.collate(TEXTS, 64)
+    with torch.inference_mode():
+        pooled = encoder.pool(batch)
+        hidden = encoder.model(**batch).last_hidden_state
+    length = int(batch["attention_mask"][0].sum())
+    assert length < hidden.shape[1], "the first text is padded"
+    assert torch.allclose(pooled[0], hidden[0, :length].mean(0), atol=1e-6)
+
+
+def test_batches_hold_each_row_once_within_the_token_limit() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 500)
+    batches = list(length_batches(lengths, 1000))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(500))
+    assert all(lengths[rows].max() * len(rows) <= 1000 for rows in batches)
+
+
+def test_a_text_longer_than_a_batch_is_still_embedded() -> None:
+    assert [rows.tolist() for rows in length_batches(np.array([5000, 3]), 1000)] == [[0], [1]]
+
+
+def test_token_counts_cut_nothing(encoder: Encoder) -> None:
+    counts = encoder.token_counts([*TEXTS, "good " * 300])
+    assert counts[-1] == 302
+    assert encoder.token_counts([]).tolist() == []
+
+
+def test_what_is_saved_comes_back_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    made = classifier(base, 1)
+    save_classifier(made, tmp_path / "model")
+    read = load_classifier(tmp_path / "model", "cpu")
+    assert all(torch.equal(value, read.state()[name]) for name, value in made.state().items())
+    assert (list(read.labels), read.max_length) == (["negative", "positive"], 16)
+    assert np.array_equal(made.logits(TEXTS), read.logits(TEXTS))
+    first = folder_fingerprint(tmp_path / "model")
+    save_classifier(read, tmp_path / "model")
+    assert folder_fingerprint(tmp_path / "model") == first
+    assert not list(tmp_path.glob(".model.*"))
+
+
+def test_alpha_zero_is_the_start_one_is_the_tuned_and_half_the_mean(base: Path) -> None:
+    start, tuned = classifier(base, 1), classifier(base, 2)
+    for alpha, end in ((0.0, start), (1.0, tuned)):
+        mixed = interpolate(start, tuned, alpha).state()
+        assert all(torch.equal(mixed[name], value) for name, value in end.state().items())
+    half = interpolate(start, tuned, 0.5).state()
+    for name, value in half.items():
+        if value.is_floating_point():
+            assert torch.allclose(value, (start.state()[name] + tuned.state()[name]) / 2, atol=1e-6)
+    assert not torch.equal(start.state()["head.weight"], tuned.state()["head.weight"]), (
+        "the ends are as they were"
+    )
+
+
+def test_models_of_other_shape_do_not_mix(base: Path, tmp_path: Path) -> None:
+    tuned = classifier(base, 1)
+    tuned.model.add_module("more", torch.nn.Linear(2, 2))
+    with pytest.raises(StageError, match="differ in shape"):
+        interpolate(classifier(base, 1), tuned, 0.5)
+
+
+def test_where_tuning_started_is_the_base_with_the_probe(base: Path, tmp_path: Path) -> None:
+    tuned = classifier(base, 3)
+    probe = {"weight": torch.ones(2, 32), "bias": torch.zeros(2)}
+    save_classifier(tuned, tmp_path / "tuned", start_head=probe)
+    start = start_classifier(base, tmp_path / "tuned", "cpu")
+    assert torch.equal(start.head.weight, probe["weight"])
+    assert weights_fingerprint(start) == weights_fingerprint(load_encoder(base, "cpu"))
+    assert weights_fingerprint(start) != weights_fingerprint(tuned)
+
+
+def test_folders_that_are_no_models_say_so(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"no head\.json: it is an encoder"):
+        load_classifier(base, "cpu")
+    with pytest.raises(StageError, match="no usable model folder"):
+        load_encoder(tmp_path, "cpu")
+    made = classifier(base, 1)
+    save_classifier(made, tmp_path / "model")
+    description = tmp_path / "model" / "head.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "labels": ["one"]}))
+    with pytest.raises(StageError, match="2 classes but 1 labels"):
+        load_classifier(tmp_path / "model", "cpu")
