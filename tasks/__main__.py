@@ -5,6 +5,7 @@ Exit status: 0 done, 1 an error the user can act on, 2 usage, 3 refused, 75 pree
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
@@ -21,6 +22,9 @@ from tasks.paths import Paths
 from tasks.recipe import NAME_PATTERN, load_recipe, recipe_path
 from tasks.stage_log import end_with_parent, keep_log
 from tasks.stages import STAGES
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says when there is no room for a file."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
     except PipelineError as error:
         print(f"{stage}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(
+            f"{stage}: {error.strerror} ({error.filename or Path.cwd()}). Nothing half-written is kept: make room "
+            "(`retain clean` lists what runs left behind) and run it again.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; nothing half-written is kept, run it again to go on", file=sys.stderr)
         return 130

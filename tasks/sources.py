@@ -373,6 +373,7 @@ def _convert_gguf(origin: Path, aside: Path) -> None:
 
 def _dequantize(origin: Path, folder: Path) -> None:
     try:
+        import accelerate  # noqa: F401
         import gguf  # noqa: F401
     except ImportError as error:
         raise DataError(

@@ -88,7 +88,7 @@ def _groups(table: Table, frame: pd.DataFrame, problems: list[str]) -> pd.Series
 def _labels_from_sign(
     table: Table, frame: pd.DataFrame, problems: list[str]
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    values = pd.to_numeric(frame["label"], errors="coerce")
+    values = pd.to_numeric(frame["label"], errors="coerce").astype("float64")
     _report(problems, frame, values.isna(), f"{table.sign_of!r} is no number")
     kept = values.isna() | ((values.abs() >= table.drop_below) & (values != 0))
     frame = frame[kept].copy()

@@ -1,0 +1,119 @@
+"""Raw files: read as they are, and everything that is wrong with them said at once, with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import DataError
+from tasks.recipe import Table
+from tasks.tables import read_table
+
+LABELS = ["negative", "positive"]
+
+
+def read(folder: Path, content: str | bytes, **table: object):  # type: ignore[no-untyped-def]
+    """Write `content` as data.csv and read it."""
+    (folder / "data.csv").write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_table(Table.model_validate({"file": "data.csv", **table}), folder, LABELS)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xef\xbb\xbftext,label\ngood,positive\n", b"text,label\r\ngood,positive\r\n"]
+)
+def test_a_byte_order_mark_and_windows_lines_are_no_matter(tmp_path: Path, content: bytes) -> None:
+    frame, dropped = read(tmp_path, content)
+    assert frame.to_dict("records") == [{"id": "2", "text": "good", "label": "positive", "group": "2"}]
+    assert dropped == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"data\.csv is empty"),
+        (b"text,label\n", r"data\.csv has no rows"),
+        ("text,label\ngood,positive\n".encode("utf-16"), r"is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00", r"is binary \(a NUL byte at offset 8\)"),
+        (b"text,label\ngood,positive\ncaf\xe9,negative\n", r"line 3: byte 0xe9 is not valid UTF-8.*LATIN1"),
+        (b"review,label\ngood,positive\n", r"no column 'text' \(for text\)\. Columns here: review, label"),
+        (b"text,label,text\ngood,positive,x\n", r"column name\(s\) text are repeated"),
+        (b'text,label\n"good,positive\n', r"line 2: .*For raw text set `quoting: false`"),
+    ],
+)
+def test_what_cannot_be_read_is_said_with_its_remedy(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, content)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "date.csv").write_text("x")
+    with pytest.raises(DataError, match=r"There is no .*data\.csv\. In that folder: date\.csv"):
+        read_table(Table(file="data.csv"), tmp_path, LABELS)
+
+
+def test_ragged_rows_are_listed_with_their_lines(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"2 ragged row\(s\)") as caught:
+        read(tmp_path, 'text,label\na,positive\nb\n"c\nd",positive\ne,positive,f\n')
+    assert caught.value.problems == ["line 3: 1 fields, 2 expected", "line 6: 3 fields, 2 expected"]
+
+
+def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
+    rows = "id,text,label\n1,good,positive\n1,,negative\n3,bad,\n4,fine,neutral\n5,ok,mixed\n"
+    with pytest.raises(DataError, match="cannot be used") as caught:
+        read(tmp_path, rows, id="id")
+    assert caught.value.problems == [
+        "the text is empty: 1 row(s), line 3",
+        "the id is missing or repeated: 2 row(s), line 2, 3",
+        "the label is empty: 1 row(s), line 4",
+        "the label is not declared (mixed, neutral); declared are negative, positive: 2 row(s), line 5, 6",
+    ]
+
+
+def test_a_long_list_is_cut_and_says_so(tmp_path: Path) -> None:
+    rows = "text,label\n" + "".join(f"row {number},wrong\n" for number in range(9))
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, rows)
+    assert "9 row(s), line 2, 3, 4, 5, 6, …" in caught.value.problems[0]
+
+
+def test_missing_labels_are_no_label(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "a", "label": null}\n{"text": "b", "label": "positive"}\n')
+    with pytest.raises(DataError) as caught:
+        read_table(Table(file="data.jsonl", format="jsonl"), tmp_path, LABELS)
+    assert caught.value.problems == ["the label is empty: 1 row(s), line 1"]
+
+
+def test_lines_that_are_no_json_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "a", "label": "positive"}\n{oops\n[1]\n')
+    with pytest.raises(DataError, match="is not JSON Lines") as caught:
+        read_table(Table(file="data.jsonl", format="jsonl"), tmp_path, LABELS)
+    assert [problem[:6] for problem in caught.value.problems] == ["line 2", "line 3"]
+
+
+def test_the_sign_of_a_rating_is_a_label_and_weak_ones_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = "1_1\t2.5\tgood\n1_2\t-0.4\tmeh\n2_1\t-3\tbad\n3_1\t0\tnothing\n"
+    table = {"format": "tsv", "header": ["id", "rating", "text"], "quoting": False, "id": "id", "group": "id"}
+    frame, dropped = read(tmp_path, rows, **table, group_pattern=r"^(\d+)_", sign_of="rating", drop_below=0.5)
+    assert frame[["id", "label", "group"]].to_numpy().tolist() == [
+        ["1_1", "positive", "1"],
+        ["2_1", "negative", "2"],
+    ]
+    assert dropped == {"|rating| < 0.5": 2}
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, "1_1\tmany\tgood\n", **table, sign_of="rating")
+    assert "'rating' is no number: 1 row(s), line 1" in caught.value.problems
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, "x\t2\tgood\n", **table, group_pattern=r"^(\d+)_", sign_of="rating")
+    assert "does not match group_pattern" in caught.value.problems[0]
+
+
+def test_columns_of_parquet_are_read_and_a_broken_file_is_said(tmp_path: Path) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"text": ["a", "b"], "label": ["positive", "negative"]}).to_parquet(tmp_path / "d.parquet")
+    frame, _ = read_table(Table(file="d.parquet", format="parquet"), tmp_path, LABELS)
+    assert frame["text"].tolist() == ["a", "b"]
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="no readable parquet file"):
+        read_table(Table(file="d.parquet", format="parquet"), tmp_path, LABELS)
