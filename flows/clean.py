@@ -1,6 +1,6 @@
 """`retain clean`: what runs leave behind, listed with its size first, and removed when it is old enough.
 
-Results are never touched: what DVC and the registry hold is theirs (`dvc gc`, `retain releases`).
+Results are never touched: what DVC holds is `dvc gc`'s, and of the registry only files go that no version names.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Literal
 from flows.run_lock import is_held
 from flows.workspace import MESSAGE, git, remove_workspace, workspaces
 from tasks.errors import ConfigError
-from tasks.paths import store
+from tasks.paths import registry_root, store
+from tasks.registry import open_registry
+from tasks.registry.protocol import GRACE_SECONDS
 
-Kind = Literal["workspace", "checkpoint", "experiment", "store"]
+Kind = Literal["workspace", "checkpoint", "experiment", "store", "release file"]
 DAY_SECONDS = 86400.0
 FETCHED = ("bases", "gguf", "sources", "embeddings", "measurements", "releases")
 """Folders of the store that are made again when they are missing: fetched, or computed."""
@@ -36,9 +38,12 @@ class Leftover:
     """Since it last changed."""
 
 
-def leftovers(root: Path, older_than_days: float, *, with_store: bool = False) -> list[Leftover]:
+def leftovers(
+    root: Path, older_than_days: float, *, with_store: bool = False, with_registry: bool = False
+) -> list[Leftover]:
     """Return what has not changed for so many days, and is not in use by a run of this checkout."""
     found = [*_workspaces(root), *_checkpoints(root), *_experiments(root), *(_store() if with_store else ())]
+    found += _release_files(root, older_than_days) if with_registry else ()
     return [item for item in found if item.days >= older_than_days]
 
 
@@ -53,6 +58,9 @@ def remove(root: Path, items: list[Leftover]) -> None:
             remove_workspace(root, item.path)
         elif item.path:
             shutil.rmtree(item.path)
+    if files := [item for item in items if item.kind == "release file"]:
+        grace = min(item.days for item in files) * DAY_SECONDS
+        open_registry(registry_root(root)).collect_garbage(grace_seconds=max(grace - 1, GRACE_SECONDS))
     if names := [item.name for item in items if item.kind == "experiment"]:
         _remove_experiments(root, names)
 
@@ -75,6 +83,13 @@ def _store() -> Iterator[Leftover]:
     for part in FETCHED:
         for folder in _folders(store() / part):
             yield _folder("store", f"{part}/{folder.name}", folder)
+
+
+def _release_files(root: Path, older_than_days: float) -> Iterator[Leftover]:
+    # Never younger than the registry's own grace: a publisher may be about to name the file.
+    grace = max(older_than_days * DAY_SECONDS, GRACE_SECONDS)
+    for stored in open_registry(registry_root(root)).collect_garbage(grace_seconds=grace, dry_run=True):
+        yield Leftover("release file", stored.key, None, stored.size, stored.age_seconds / DAY_SECONDS)
 
 
 def _experiments(root: Path) -> Iterator[Leftover]:

@@ -313,12 +313,15 @@ def clean(
     with_store: Annotated[
         bool, typer.Option("--store", help="Fetched base models, sources and measurements too.")
     ] = False,
+    with_registry: Annotated[
+        bool, typer.Option("--registry", help="Files in the registry that no version names, too.")
+    ] = False,
 ) -> None:
     """Remove old workspaces, scratch checkpoints and experiments; never a result."""
     from flows.clean import leftovers, remove
 
     root = _enter_root()
-    found = leftovers(root, older_than, with_store=with_store)
+    found = leftovers(root, older_than, with_store=with_store, with_registry=with_registry)
     if not found:
         say(f"Nothing to remove that is {older_than} days old.")
         return

@@ -113,3 +113,19 @@ def test_experiments_of_runs_go_and_those_of_people_stay(project: Project) -> No
     references = project.git("for-each-ref", "refs/exps")
     assert "old-run" not in references
     assert "by-hand" in references
+
+
+def test_files_that_no_version_names_go_after_the_grace_period(project: Project) -> None:
+    from tasks.paths import registry_root
+    from tasks.registry import open_registry
+
+    registry, digest = open_registry(registry_root(project.root)), "ab" + "0" * 62
+    blob = Path(registry.storage.place) / "blobs" / "sha256" / "ab" / digest
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"left by a crash")
+    assert [item.kind for item in leftovers(project.root, 0, with_registry=True)].count("release file") == 0
+    age(blob, 8)
+    found = [item for item in leftovers(project.root, 0, with_registry=True) if item.kind == "release file"]
+    assert [item.name for item in found] == [f"blobs/sha256/ab/{digest}"]
+    remove(project.root, found)
+    assert not blob.exists()
