@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -160,19 +161,21 @@ def _worker_command() -> list[str]:
 @contextmanager
 def _process(name: str, command: list[str], root: Path, home: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process in a session of its own, its output in a log; stop it and its children at the end."""
-    with (home / f"{name}.log").open("ab") as log:
+    with (home / f"{name}.log").open("ab") as log, tempfile.TemporaryDirectory(prefix="retain-") as scratch:
         process = subprocess.Popen(
             command,
             cwd=root,
+            # Prefect's worker keeps files in a folder of a fixed name there, which may be another user's.
+            env={**os.environ, "TMPDIR": scratch},
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    try:
-        yield process
-    finally:
-        _stop(process)
+        try:
+            yield process
+        finally:
+            _stop(process)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
