@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 from tasks.recipe import Table
 
 SHOWN = 5
-ENCODING_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
+LONGEST_FIELD = 2**31 - 1
+"""Characters: the library's own limit, 131072, is less than a contract has."""
+ENCODING_MARKS = {  # that of UTF-32 begins with that of UTF-16
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 def read_table(table: Table, folder: Path, labels: list[str]) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -26,6 +33,7 @@ def read_table(table: Table, folder: Path, labels: list[str]) -> tuple[pd.DataFr
 
     Raises:
         DataError: the file or its rows cannot be used; every problem is listed, with line numbers.
+        ConfigError: the group pattern is wrong.
     """
     path = folder / table.file
     rows = _read_rows(table, path)
@@ -36,8 +44,11 @@ def read_table(table: Table, folder: Path, labels: list[str]) -> tuple[pd.DataFr
         **({"id": table.id} if table.id else {}),
         **({"group": table.group} if table.group else {}),
     }
+    columns = [str(column) for column in rows if column != "_line"]
+    if rows.empty and not columns:
+        raise DataError(f"{path} has no rows.")
     if missing := [f"{column!r} (for {role})" for role, column in needed.items() if column not in rows]:
-        raise DataError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(map(str, rows))}.")
+        raise DataError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(columns)}.")
     if rows.empty:
         raise DataError(f"{path} has no rows.")
     frame = pd.DataFrame({role: rows[column].astype("string") for role, column in needed.items()})
@@ -46,11 +57,11 @@ def read_table(table: Table, folder: Path, labels: list[str]) -> tuple[pd.DataFr
         frame["id"] = frame["line"].astype("string")
     frame["group"] = _groups(table, frame, problems)
     frame["text"] = frame["text"].str.strip()
-    _report(problems, frame, frame["text"].isna() | (frame["text"] == ""), "the text is empty")
+    _report(problems, frame, _blank(frame["text"]), "the text is empty")
     _report(
         problems,
         frame,
-        frame["id"].duplicated(keep=False) | frame["id"].isna(),
+        frame["id"].duplicated(keep=False) | _blank(frame["id"]),
         "the id is missing or repeated",
     )
     dropped: dict[str, int] = {}
@@ -75,14 +86,31 @@ def _groups(table: Table, frame: pd.DataFrame, problems: list[str]) -> pd.Series
     if not table.group:
         return frame["id"]
     if not table.group_pattern:
-        _report(problems, frame, frame["group"].isna(), "the group is empty")
+        _report(problems, frame, _blank(frame["group"]), "the group is empty")
         return frame["group"]
-    found = frame["group"].str.extract(re.compile(table.group_pattern), expand=False)
+    found = frame["group"].str.extract(_group_pattern(table.group_pattern), expand=False)
     found = found.iloc[:, 0] if isinstance(found, pd.DataFrame) else found
     _report(
-        problems, frame, found.isna(), f"{table.group!r} does not match group_pattern {table.group_pattern!r}"
+        problems,
+        frame,
+        _blank(found),
+        f"{table.group!r} does not match group_pattern {table.group_pattern!r}",
     )
     return found.astype("string")
+
+
+def _group_pattern(text: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"group_pattern {text!r} is no regular expression: {error}.") from None
+    if not pattern.groups:
+        raise ConfigError(f"group_pattern {text!r} has no (…): put parentheses around what is the group.")
+    return pattern
+
+
+def _blank(values: pd.Series) -> pd.Series:
+    return values.isna() | (values.str.strip() == "").fillna(False)
 
 
 def _labels_from_sign(
@@ -144,6 +172,7 @@ def read_text(path: Path) -> str:
 
 
 def _read_delimited(table: Table, text: str, path: Path) -> pd.DataFrame:
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter="\t" if table.format == "tsv" else ",",
@@ -166,11 +195,10 @@ def _read_delimited(table: Table, text: str, path: Path) -> pd.DataFrame:
             lines.append(here)
     except csv.Error as error:
         raise DataError(
-            f"{path} line {reader.line_num}: {error}. For raw text set `quoting: false`."
+            f"{path}, row from line {start} on: {error}. For raw text set `quoting: false`."
         ) from None
     if ragged:
-        more = [f"and {len(ragged) - SHOWN} more"] if len(ragged) > SHOWN else []
-        raise DataError(f"{path} has {len(ragged)} ragged row(s):", ragged[:SHOWN] + more)
+        raise DataError(f"{path} has {len(ragged)} ragged row(s):", _first(ragged))
     repeated = sorted({name for name in header or [] if (header or []).count(name) > 1})
     if repeated:
         raise DataError(f"{path}: the column name(s) {', '.join(repeated)} are repeated.")
@@ -178,9 +206,14 @@ def _read_delimited(table: Table, text: str, path: Path) -> pd.DataFrame:
     return frame.assign(_line=lines)
 
 
+def _first(problems: list[str]) -> list[str]:
+    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return problems[:SHOWN] + more
+
+
 def _read_jsonl(text: str, path: Path) -> pd.DataFrame:
     rows, problems = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # U+2028 ends no line of JSON
         if not line.strip():
             continue
         try:
@@ -191,7 +224,7 @@ def _read_jsonl(text: str, path: Path) -> pd.DataFrame:
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if problems:
-        raise DataError(f"{path} is not JSON Lines:", problems[:SHOWN])
+        raise DataError(f"{path} is not JSON Lines:", _first(problems))
     return pd.DataFrame(rows)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 from tasks.recipe import Table
-from tasks.tables import read_table
+from tasks.tables import read_table, write_table
 
 LABELS = ["negative", "positive"]
 
@@ -33,12 +34,15 @@ def test_a_byte_order_mark_and_windows_lines_are_no_matter(tmp_path: Path, conte
     [
         (b"", r"data\.csv is empty"),
         (b"text,label\n", r"data\.csv has no rows"),
+        (b"\n\n", r"data\.csv has no rows"),
+        ("text,label\ngood,positive\n".encode("utf-32"), r"is UTF-32; convert it: iconv -f UTF-32 -t UTF-8"),
+        ("text,label\ngood,positive\n".encode("utf-16-le"), r"is binary \(a NUL byte at offset 1\)"),
         ("text,label\ngood,positive\n".encode("utf-16"), r"is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00", r"is binary \(a NUL byte at offset 8\)"),
         (b"text,label\ngood,positive\ncaf\xe9,negative\n", r"line 3: byte 0xe9 is not valid UTF-8.*LATIN1"),
-        (b"review,label\ngood,positive\n", r"no column 'text' \(for text\)\. Columns here: review, label"),
+        (b"review,label\ngood,positive\n", r"no column 'text' \(for text\)\. Columns here: review, label\.$"),
         (b"text,label,text\ngood,positive,x\n", r"column name\(s\) text are repeated"),
-        (b'text,label\n"good,positive\n', r"line 2: .*For raw text set `quoting: false`"),
+        (b'text,label\n"good,positive\n', r"row from line 2 on: .*For raw text set `quoting: false`"),
     ],
 )
 def test_what_cannot_be_read_is_said_with_its_remedy(tmp_path: Path, content: bytes, message: str) -> None:
@@ -109,11 +113,70 @@ def test_the_sign_of_a_rating_is_a_label_and_weak_ones_are_dropped_and_counted(t
 
 
 def test_columns_of_parquet_are_read_and_a_broken_file_is_said(tmp_path: Path) -> None:
-    import pandas as pd
-
     pd.DataFrame({"text": ["a", "b"], "label": ["positive", "negative"]}).to_parquet(tmp_path / "d.parquet")
     frame, _ = read_table(Table(file="d.parquet", format="parquet"), tmp_path, LABELS)
     assert frame["text"].tolist() == ["a", "b"]
     (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match="no readable parquet file"):
         read_table(Table(file="d.parquet", format="parquet"), tmp_path, LABELS)
+
+
+def test_a_quotation_mark_that_is_never_closed_is_found_where_it_opens(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row from line 3 on: .*`quoting: false`"):
+        read(tmp_path, 'text,label\na,positive\n"b,negative\nc,positive\nd,negative\n')
+
+
+def test_a_text_may_be_as_long_as_a_contract(tmp_path: Path) -> None:
+    frame, _ = read(tmp_path, f"text,label\n{'x' * 200_000},positive\n")
+    assert frame["text"].str.len().tolist() == [200_000]
+
+
+def test_only_a_line_feed_ends_a_line_of_json(tmp_path: Path) -> None:
+    content = '{"text": "a\u2028b\x85c", "label": "positive"}\r\n\n{"text": "d", "label": "negative"}'
+    frame, _ = read(tmp_path, content, format="jsonl")
+    assert frame[["id", "text"]].to_numpy().tolist() == [["1", "a\u2028b\x85c"], ["3", "d"]]
+
+
+def test_many_bad_lines_of_json_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, "{oops\n" * 8, format="jsonl")
+    assert len(caught.value.problems) == 6
+    assert caught.value.problems[-1] == "and 3 more"
+
+
+def test_rows_without_a_group_or_an_id_are_not_one_group(tmp_path: Path) -> None:
+    rows = "text,label,patient\na,positive,p1\nb,negative,\nc,negative, \n"
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, rows, group="patient")
+    assert caught.value.problems == ["the group is empty: 2 row(s), line 3, 4"]
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, rows, id="patient")
+    assert "the id is missing or repeated: 2 row(s), line 3, 4" in caught.value.problems
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, rows, group="patient", group_pattern="([a-z]*)")
+    assert "'patient' does not match group_pattern '([a-z]*)': 2 row(s), line 3, 4" in caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(", r"group_pattern '\(' is no regular expression"),
+        ("p", "put parentheses around what is the group"),
+    ],
+)
+def test_a_wrong_group_pattern_is_an_error_of_the_recipe(tmp_path: Path, pattern: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, "text,label\na,positive\n", group="text", group_pattern=pattern)
+
+
+def test_every_row_too_weak_says_what_to_lower(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, "text,rating\na,0.1\nb,-0.2\n", sign_of="rating", drop_below=0.5)
+    assert caught.value.problems == ["every row has |rating| below 0.5: lower drop_below"]
+
+
+def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
+    frame, _ = read(tmp_path, "text,label\na,positive\nb,negative\n")
+    write_table(frame, tmp_path / "one" / "x.parquet")
+    write_table(frame.set_index(pd.Index([7, 3])), tmp_path / "two.parquet")
+    assert (tmp_path / "one" / "x.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
