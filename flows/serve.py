@@ -161,7 +161,10 @@ def _worker_command() -> list[str]:
 @contextmanager
 def _process(name: str, command: list[str], root: Path, home: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process in a session of its own, its output in a log; stop it and its children at the end."""
-    with (home / f"{name}.log").open("ab") as log, tempfile.TemporaryDirectory(prefix="retain-") as scratch:
+    with (
+        (home / f"{name}.log").open("ab") as log,
+        tempfile.TemporaryDirectory(prefix="retain-", ignore_cleanup_errors=True) as scratch,
+    ):
         process = subprocess.Popen(
             command,
             cwd=root,
