@@ -15,6 +15,7 @@ import typer
 from flows import release_commands
 from flows.console import duration, find_root, parse_settings, say, say_json, say_markdown, say_table
 from tasks.errors import PipelineError
+from tasks.files import disk_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +51,11 @@ def main() -> None:
     except PipelineError as error:
         print(f"retain: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not (said := disk_full(error)):
+            raise
+        print(f"retain: {said}. Make room (`retain clean`) and run it again.", file=sys.stderr)
+        sys.exit(1)
 
 
 def _enter_root() -> Path:

@@ -5,7 +5,6 @@ Exit status: 0 done, 1 an error the user can act on, 2 usage, 3 refused, 75 pree
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import logging
@@ -17,14 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 from tasks.errors import PipelineError, Preempted
-from tasks.files import write_text
+from tasks.files import disk_full, write_text
 from tasks.paths import Paths
 from tasks.recipe import NAME_PATTERN, load_recipe, recipe_path
 from tasks.stage_log import end_with_parent, keep_log
 from tasks.stages import STAGES
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says when there is no room for a file."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,11 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     except PipelineError as error:
         print(f"{stage}: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        if not (said := disk_full(error)):
             raise
+        place = getattr(error, "filename", None) or Path.cwd()
         print(
-            f"{stage}: {error.strerror} ({error.filename or Path.cwd()}). Nothing half-written is kept: make room "
+            f"{stage}: {said} ({place}). Nothing half-written is kept: make room "
             "(`retain clean` lists what runs left behind) and run it again.",
             file=sys.stderr,
         )

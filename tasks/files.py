@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says when there is no room for a file."""
 
 
 @contextmanager
@@ -38,6 +42,20 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def disk_full(error: BaseException) -> str:
+    """Return what the system said if a full disk (or quota) is why `error` was raised, else an empty string.
+
+    Libraries wrap the system's error, and some keep nothing of it but its words.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for code in FULL:
+            if getattr(cause, "errno", None) == code or os.strerror(code) in str(cause):
+                return os.strerror(code)
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def _umask() -> int:

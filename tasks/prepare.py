@@ -47,6 +47,7 @@ def prepare(task: str, base: str, data: Data, benchmarks: Mapping[str, Benchmark
         for name, benchmark in benchmarks.items():
             _write_benchmark(name, benchmark, data, paths, aside)
         record = resolve_base(base, paths.root)
+        reports.write_report(aside / paths.base.name, record)
         log.info(
             "base: %s, %s, %d files, %s",
             base,
@@ -57,7 +58,7 @@ def prepare(task: str, base: str, data: Data, benchmarks: Mapping[str, Benchmark
         for name in ("splits", "selection", "report"):
             shutil.rmtree(paths.out / name, ignore_errors=True)
             (aside / name).rename(paths.out / name)
-        reports.write_report(paths.base, record)
+        (aside / paths.base.name).replace(paths.base)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -138,10 +139,14 @@ def _write_benchmark(name: str, benchmark: Benchmark, data: Data, paths: Paths, 
         extra_name, bounds = "fit", (1 / 3, 2 / 3)
     share = hash_positions(examples["group"], data.seed)
     halves = {"selection": examples[share < bounds[1]], "report": examples[share >= bounds[1]]}
-    if empty := [half for half, rows in halves.items() if rows.empty] or extra.empty:
+    parts = {**halves, extra_name: extra}
+    if empty := [part for part, rows in parts.items() if rows.empty]:
         raise DataError(
-            f"benchmark {name}: too few groups to split ({len(examples)} examples; empty: {empty})."
+            f"benchmark {name}: too few groups to split: {sum(map(len, parts.values()))} rows leave nothing for "
+            f"{', '.join(empty)}. Give it more rows, or another `data.seed`."
         )
+    if extra_name == "fit" and extra["label"].nunique() < 2:
+        raise DataError(f"benchmark {name}: its fitting part has one class only; give it rows of the others.")
     for half, rows in halves.items():
         _write_half(folder / half / name, name, benchmark, rows, extra_name, extra)
     log.info("benchmark %s: %s", name, ", ".join(f"{half} {len(rows)}" for half, rows in halves.items()))
@@ -175,18 +180,20 @@ def _retrieval(name: str, benchmark: RetrievalBenchmark, raw: Path) -> tuple[pd.
     pairs = [pair for file in files for pair in _pairs(benchmark, file)]
     documents: dict[str, str] = {}
     queries: dict[str, tuple[str, str]] = {}
-    ambiguous = 0
+    ambiguous = empty = 0
     for query, document in pairs:
         query_key, document_key = _normal(query), _normal(document)
         if not query_key or not document_key:
+            empty += 1
             continue
         documents.setdefault(document_key, document)
         ambiguous += query_key in queries
         queries.setdefault(query_key, (query, document_key))
     log.info(
-        "benchmark %s: %d pairs, %d queries with more than one answer (the first counts)",
+        "benchmark %s: %d pairs, %d of them dropped as empty, %d queries with more than one answer (the first counts)",
         name,
         len(pairs),
+        empty,
         ambiguous,
     )
     identifiers = {key: f"d{number:05d}" for number, key in enumerate(documents)}
@@ -211,18 +218,22 @@ def _pairs(benchmark: RetrievalBenchmark, file: Path) -> list[tuple[str, str]]:
     try:
         if benchmark.format == "conversations":
             dialogues = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["conversations"]
-            return [(str(turns[0]), str(turns[1])) for turns in dialogues if len(turns) >= 2]
+            return [(_words(turns[0]), _words(turns[1])) for turns in dialogues if len(turns) >= 2]
         rows: list[Any] = (
             json.loads(text)
             if benchmark.format == "json"
-            else [json.loads(line) for line in text.splitlines()]
+            else [json.loads(line) for line in text.split("\n") if line.strip()]
         )
-        return [(str(row[benchmark.query]), str(row[benchmark.document])) for row in rows]
+        return [(_words(row[benchmark.query]), _words(row[benchmark.document])) for row in rows]
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file}: it is not of the form {benchmark.format} with {benchmark.query!r} and {benchmark.document!r} "
             f"({type(error).__name__}: {error})."
         ) from None
+
+
+def _words(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _normal(text: str) -> str:

@@ -10,6 +10,7 @@ s3://… https://… git+…             raw data; DVC imports it (`dvc import-u
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 import logging
 import os
@@ -20,11 +21,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tasks.errors import ConfigError, DataError
-from tasks.files import atomic_path, fingerprint, sha256_of, write_text
+from tasks.files import atomic_path, disk_full, fingerprint, sha256_of, write_text
 from tasks.paths import Paths, registry_root, store
 from tasks.recipe import Recipe
 from tasks.reports import Base, FileRecord, FirstBase
@@ -89,13 +91,26 @@ def fetch_raw(recipe: Recipe, paths: Paths) -> bool:
     if isinstance(source, str):
         if paths.raw.exists():
             return False
-        _fetch(parse_source(source), paths.raw, paths.root)
+        _fetch(_folder_source(source, paths.root), paths.raw, paths.root)
         return True
-    missing = {name: text for name, text in source.items() if not (paths.raw / name).exists()}
-    for name, text in missing.items():
+    for name in source:
         _refuse_traversal(name, (name,))
-        _fetch(parse_source(text), paths.raw / name, paths.root)
+    sources = {name: parse_source(text) for name, text in source.items()}
+    missing = {name: parsed for name, parsed in sources.items() if not (paths.raw / name).exists()}
+    for name, parsed in missing.items():
+        _fetch(parsed, paths.raw / name, paths.root)
     return bool(missing)
+
+
+def _folder_source(text: str, root: Path) -> Source:
+    """Parse the one source of all raw data; refuse a single file, which would lie where their folder belongs."""
+    source = parse_source(text)
+    if source.kind == "sdist" or (source.kind in ("path", "package") and _local_path(source, root).is_file()):
+        file = PurePosixPath((source.inner or (source.name,))[-1]).name
+        raise ConfigError(
+            f"data.source {text!r} is one file; give files by name: `source: {{{file}: {text}}}`."
+        )
+    return source
 
 
 def resolve_base(text: str, root: Path) -> Base:
@@ -115,6 +130,7 @@ def resolve_base(text: str, root: Path) -> Base:
         resolved, first = _materialise_base(source, aside, root)
         files = _records(aside)
         mark = fingerprint([(record.path, record.sha256) for record in files])
+        architecture = _architecture(aside, text)
         _move_into(aside, bases / mark)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -123,7 +139,7 @@ def resolve_base(text: str, root: Path) -> Base:
         resolved=resolved,
         fingerprint=mark,
         files=files,
-        architecture=_architecture(bases / mark),
+        architecture=architecture,
         first_base=first or FirstBase(source=resolved, fingerprint=mark),
     )
 
@@ -247,7 +263,7 @@ def _extract(archive: Path, member: str, destination: Path, source: Source) -> N
                 shutil.copyfileobj(file, written)
     except KeyError:
         raise DataError(f"{source.text}: the archive has no file {member}.") from None
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{source.text}: the archive cannot be read ({error}); delete {archive}.") from None
 
 
@@ -334,6 +350,8 @@ def _download_hub(source: Source, aside: Path) -> str:
             revision = str(HfApi().model_info(source.name, revision=revision).sha)
         folder = snapshot_download(source.name, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        if disk_full(error):
+            raise
         raise DataError(
             f"base {source.text}: the hub could not deliver it ({type(error).__name__}: {error}). Check name, revision, "
             "network and token; offline, name a folder: path:…"
@@ -421,13 +439,16 @@ def _move_into(aside: Path, folder: Path) -> None:
             raise
 
 
-def _architecture(folder: Path) -> str:
+def _architecture(folder: Path, text: str) -> str:
     import json
 
     try:
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
-    except (json.JSONDecodeError, KeyError) as error:
-        raise DataError(f"{folder / 'config.json'} names no model_type ({error}).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"base {text}: its config.json names no model_type ({error}); take the folder that transformers' "
+            "`save_pretrained` wrote."
+        ) from None
 
 
 def _refuse_traversal(text: str, parts: tuple[str, ...]) -> None:

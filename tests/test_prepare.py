@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks import reports
 from tasks.__main__ import main, run_stage
-from tasks.errors import DataError, Preempted, Refused
+from tasks.errors import DataError
 from tasks.paths import Paths
+from tasks.prepare import prepare
+from tasks.recipe import Benchmark, FeatureBenchmark, Table, load_recipe, recipe_path
 from tasks.splits import first_by_hash, hash_positions
 from tests.project import make_project
 
@@ -163,32 +169,105 @@ def test_a_full_disk_is_said_without_a_traceback_and_leaves_nothing(
     assert main(["prepare", "tiny"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "words"),
-    [
-        (Refused("no", ["because"]), 3, "prepare: no\n  - because"),
-        (Preempted("asked to stop"), 75, "asked to stop"),
-        (DataError("bad"), 1, "prepare: bad"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-    ],
-)
-def test_each_end_has_its_exit_status(
-    paths: Paths,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: BaseException,
-    status: int,
-    words: str,
+def one_label(paths: Paths, label: str) -> str:
+    """Write a table of one class beside the training rows; return its name."""
+    rows = "".join(f"the book {number} is good,{label}\n" for number in range(60))
+    (paths.raw / "probe.csv").write_text(f"text,label\n{rows}")
+    return "probe.csv"
+
+
+def feature_benchmark(file: str, **more: int) -> dict[str, Benchmark]:
+    table = Table(file=file)
+    return {"known": FeatureBenchmark(kind="probe", table=table, **more)}
+
+
+def prepare_with(paths: Paths, benchmarks: dict[str, Benchmark]) -> None:
+    recipe = load_recipe(recipe_path(paths.root, "tiny"))
+    prepare(recipe.task, recipe.base, recipe.data, benchmarks, paths=paths)
+
+
+def test_a_feature_benchmark_takes_max_rows_and_no_group_lies_in_two_parts(paths: Paths) -> None:
+    prepare_with(paths, feature_benchmark("train.csv", max_rows=60))
+    halves = {half: half / "known" for half in (paths.selection, paths.report_half)}
+    parts = [set(pd.read_parquet(folder / "examples.parquet")["group"]) for folder in halves.values()]
+    fits = [set(pd.read_parquet(folder / "fit.parquet")["group"]) for folder in halves.values()]
+    assert fits[0] == fits[1]
+    parts.append(fits[0])
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 60
+
+
+def test_a_benchmark_whose_fitting_part_has_one_class_is_said_here(paths: Paths) -> None:
+    file = one_label(paths, "positive")
+    with pytest.raises(DataError, match="benchmark known: its fitting part has one class only; give it rows"):
+        prepare_with(paths, feature_benchmark(file))
+    assert contents(paths) == {}
+
+
+def test_a_benchmark_too_small_names_what_stays_empty(paths: Paths) -> None:
+    (paths.raw / "articles.jsonl").write_text('{"query": "one", "document": "text"}\n')
+    with pytest.raises(DataError, match=r"too few groups to split: 2 rows .* Give it more rows"):
+        run_stage("prepare", "tiny", paths.root)
+    (paths.raw / "articles.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"0 rows leave nothing for selection, report, corpus"):
+        run_stage("prepare", "tiny", paths.root)
+
+
+def test_a_pair_that_is_null_or_blank_is_dropped_and_counted(
+    paths: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def end(*sections: object, paths: Paths) -> None:
-        raise error
+    with (paths.raw / "articles.jsonl").open("a") as file:
+        file.write('\n{"query": null, "document": "x"}\n{"query": "x", "document": " "}\n')
+        file.write('{"query": "a\u2028b", "document": "one line"}\n')
+    with caplog.at_level("INFO"):
+        run_stage("prepare", "tiny", paths.root)
+    assert "benchmark articles: 43 pairs, 2 of them dropped as empty" in caplog.text
+    queries = pd.read_parquet(paths.selection / "articles" / "corpus.parquet")["text"]
+    assert len(queries) == 41
 
-    monkeypatch.chdir(paths.root)
-    monkeypatch.setattr("tasks.prepare.prepare", end)
-    assert main(["prepare", "tiny"]) == status
-    assert words in capsys.readouterr().err
+
+def test_weak_ratings_are_counted_in_the_schema(paths: Paths) -> None:
+    source = pd.read_csv(paths.raw / "train.csv")
+    rating = source.pop("label").map({"positive": 2.0, "negative": -2.0})
+    rating[:6] = 0.1
+    source.assign(rating=rating).to_csv(paths.raw / "train.csv", index=False)
+    table = "train: {file: train.csv, sign_of: rating, drop_below: 0.5}"
+    recipe = recipe_path(paths.root, "tiny")
+    recipe.write_text(recipe.read_text().replace("train: {file: train.csv}", table))
+    run_stage("prepare", "tiny", paths.root)
+    schema = reports.read_report(paths.schema, reports.SplitSchema)
+    assert schema.dropped == {"train.csv": {"|rating| < 0.5": 6}}
+    assert sum(schema.rows.values()) == 114
 
 
-def test_usage_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepair", "tiny"]) == 2
-    assert "usage: python -m tasks {prepare,validate" in capsys.readouterr().err
+@given(
+    st.lists(st.text(min_size=1), unique=True, min_size=1, max_size=30),
+    st.lists(st.text(min_size=1), max_size=30),
+    st.integers(0, 2**32),
+)
+def test_where_a_group_goes_depends_on_it_and_the_seed_alone(
+    few: list[str], more: list[str], seed: int
+) -> None:
+    alone = hash_positions(pd.Series(few, dtype=object), seed)
+    among = hash_positions(pd.Series([*few, *more, *few], dtype=object), seed)
+    assert among.tolist()[: len(few)] == alone.tolist() == among.tolist()[len(few) + len(more) :]
+    assert among.between(0, 1, inclusive="left").all()
+
+
+def test_a_full_disk_at_the_last_file_leaves_what_was_there(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage("prepare", "tiny", paths.root)
+    before = contents(paths)
+    write_rows(paths, "a new phone,positive")
+
+    def full(path: Path, report: object) -> None:
+        if path.name == "base.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_report(path, report)
+
+    write_report = reports.write_report
+    monkeypatch.setattr(reports, "write_report", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_stage("prepare", "tiny", paths.root)
+    assert contents(paths) == before
+    assert not [path for path in paths.out.iterdir() if path.name.startswith(".")]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.metadata
 import io
+import os
 import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tasks import sources
 from tasks.errors import ConfigError, DataError
-from tasks.files import folder_fingerprint
+from tasks.files import disk_full, folder_fingerprint
 from tasks.paths import Paths, store
-from tasks.recipe import load_recipe
+from tasks.recipe import Recipe, load_recipe
 from tasks.sources import base_folder, fetch_raw, first_base_folder, parse_source, resolve_base
-from tests.project import make_project
+from tests.project import RECIPE, make_project
 from tests.tiny import make_tiny_base
 
 
@@ -175,3 +179,111 @@ def test_only_what_is_missing_is_fetched(tmp_path: Path, monkeypatch: pytest.Mon
 def test_remote_raw_data_are_imported_by_dvc(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run `dvc import-url https://x\.org/a\.csv raw/a\.csv`"):
         sources._fetch(parse_source("https://x.org/a.csv"), tmp_path / "raw" / "a.csv", tmp_path)
+
+
+@pytest.mark.parametrize("size", [5, 60])
+def test_half_an_archive_is_said_and_leaves_nothing(base: Path, tmp_path: Path, size: int) -> None:
+    kept = store() / "sources" / "vader-3.3" / "vader-3.3.tar.gz"
+    archive(kept, {"vader-3.3/a.txt": b"rows" * 999})
+    kept.write_bytes(kept.read_bytes()[:size])
+    with pytest.raises(DataError, match=r"(?s)the archive cannot be read .* delete .*vader-3\.3\.tar\.gz"):
+        sources._fetch(parse_source("sdist:vader==3.3!a.txt"), tmp_path / "raw" / "x", tmp_path)
+    assert not [path for path in tmp_path.glob("raw/*")]
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", "{oops", "\xff"])
+def test_a_base_without_a_model_type_leaves_nothing_in_the_store(
+    base: Path, tmp_path: Path, config: str
+) -> None:
+    (base / "config.json").write_bytes(config.encode("latin-1"))
+    with pytest.raises(DataError, match=r"base path:.*names no model_type .* `save_pretrained` wrote"):
+        resolve_base(f"path:{base}", tmp_path)
+    assert list((store() / "bases").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../outside.csv", "/outside.csv", "a/../../outside.csv"])
+def test_raw_files_stay_in_their_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "train.csv").write_text("rows")
+    names = {"train.csv": f"path:{tmp_path}/train.csv", name: f"path:{tmp_path}/train.csv"}
+    with pytest.raises(ConfigError, match="must be a relative path that does not leave its folder"):
+        fetch_raw(with_source(tmp_path, names), Paths(tmp_path, "tiny"))
+    assert not (tmp_path / "data").exists()
+
+
+def with_source(folder: Path, source: str | dict[str, str]) -> Recipe:
+    """Return the tiny recipe with other sources."""
+    recipe = Recipe.model_validate(yaml.safe_load(RECIPE.format(base="b", data=folder, name="tiny")))
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
+
+
+def test_a_source_written_wrongly_is_said_before_anything_is_fetched(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("rows")
+    names = {"train.csv": f"path:{tmp_path}/train.csv", "other.csv": "ftp://x"}
+    with pytest.raises(ConfigError, match="'ftp://x' is no source"):
+        fetch_raw(with_source(tmp_path, names), Paths(tmp_path, "tiny"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_one_source_is_a_folder_and_not_a_file(tmp_path: Path) -> None:
+    paths = Paths(tmp_path, "tiny")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.csv").write_text("rows")
+    for text in (f"path:{tmp_path}/rows/train.csv", "sdist:x==1!train.csv"):
+        with pytest.raises(ConfigError, match=r"is one file; give files by name: `source: \{train\.csv: "):
+            fetch_raw(with_source(tmp_path, text), paths)
+    assert not paths.raw.exists()
+    assert fetch_raw(with_source(tmp_path, "path:rows"), paths)
+    assert not fetch_raw(with_source(tmp_path, "path:rows"), paths)
+    assert [path.name for path in paths.raw.iterdir()] == ["train.csv"]
+
+
+def test_a_file_inside_a_package(tmp_path: Path) -> None:
+    version = importlib.metadata.version("pytest")
+    target = tmp_path / "raw" / "x"
+    sources._fetch(parse_source(f"package:pytest=={version}/pytest/py.typed"), target, tmp_path)
+    assert target.exists()
+    with pytest.raises(DataError, match=r"the package is installed but has no pytest/none\.csv"):
+        sources._fetch(parse_source(f"package:pytest=={version}/pytest/none.csv"), tmp_path / "y", tmp_path)
+    assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("name", ["rows/train.csv", "rows"])
+def test_a_full_disk_leaves_no_half_of_the_raw_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.csv").write_text("rows")
+
+    def full(origin: object, target: object, **more: object) -> None:
+        Path(str(target)).write_text("ro")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        sources._fetch(parse_source(f"path:{name}"), tmp_path / "raw" / "x", tmp_path)
+    assert disk_full(caught.value)
+    assert list((tmp_path / "raw").iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_half_of_a_base(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(origin: object, target: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        resolve_base(f"path:{base}", tmp_path)
+    assert list((store() / "bases").iterdir()) == []
+
+
+def test_the_first_base_is_fetched_again_and_noticed_when_changed(base: Path, tmp_path: Path) -> None:
+    first = resolve_base(f"path:{base}", tmp_path)
+    other = resolve_base(f"path:{make_tiny_base(tmp_path / 'other', seed=1)}", tmp_path)
+    later = other.model_copy(update={"first_base": first.first_base})
+    shutil.rmtree(store() / "bases")
+    assert folder_fingerprint(first_base_folder(later, tmp_path)) == first.fingerprint
+    shutil.rmtree(store() / "bases")
+    make_tiny_base(base, seed=2)
+    with pytest.raises(DataError, match=r"The first base of this lineage, path:.*restore its files"):
+        first_base_folder(later, tmp_path)
