@@ -135,11 +135,10 @@ def _inputs_hash(section: Finetune, base: reports.Base, schema: reports.SplitSch
 def _report(
     section: Finetune, classifier: Classifier, train: Rows, progress: Progress, probe_accuracy: float
 ) -> reports.FinetuneReport:
-    truncated = int((train.lengths > min(section.max_length, classifier.limit)).sum())
+    longest = min(section.max_length, classifier.limit)
+    truncated = int((train.lengths > longest).sum())
     if truncated:
-        log.warning(
-            "%d of %d training rows are cut at %d tokens", truncated, len(train.texts), section.max_length
-        )
+        log.warning("%d of %d training rows are cut at %d tokens", truncated, len(train.texts), longest)
     parameters = [*classifier.model.parameters(), *classifier.head.parameters()]
     trained = parameters if section.method != "probe" else list(classifier.head.parameters())
     return reports.FinetuneReport(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
@@ -30,6 +31,7 @@ from tasks.files import folder_fingerprint, write_text
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 65_536}
 """Padded tokens of a forward pass without gradients: a CPU gains nothing from more, and pads more."""
 START_HEAD = "start_head.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 @dataclass
@@ -54,8 +56,9 @@ class Encoder:
 
     @property
     def limit(self) -> int:
-        """Most tokens the model has positions for."""
-        return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        """Most tokens the model reads: RoBERTa's tokenizer knows that two of its positions are never used."""
+        positions = getattr(self.model.config, "max_position_embeddings", 1 << 30)
+        return int(min(positions, self.tokenizer.model_max_length))
 
     def pool(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean of the last hidden states over the mask: `(rows, dim)`."""
@@ -135,21 +138,17 @@ def load_encoder(folder: Path, device: str | None = None, precision: str = "fp32
     """Load the encoder of a model folder.
 
     Raises:
-        StageError: the folder lacks weights, configuration or tokenizer.
+        StageError: the folder lacks weights, configuration or tokenizer, or they do not fit each other.
     """
     device = device or pick_device()
-    transformers_logging.disable_progress_bar()
+    model: Any = _load_weights(folder)
+    if not any(list(folder.glob(name)) for name in TOKENIZER_FILES):
+        # transformers would make one up, which knows no word.
+        raise StageError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}): was the copy complete?")
     try:
-        model = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise StageError(f"{folder} is no usable model folder: {error}") from error
+        raise StageError(f"{folder} has no usable tokenizer: {error}") from error
     return Encoder(model.to(device).eval(), tokenizer, device, precision)
 
 
@@ -157,24 +156,22 @@ def load_classifier(folder: Path, device: str | None = None, precision: str = "f
     """Load a model folder that has a head.
 
     Raises:
-        StageError: the folder is no classifier.
+        StageError: the folder is no classifier, or a part of one.
     """
-    description = folder / "head.json"
-    if not description.is_file():
-        raise StageError(f"{folder} has no head.json: it is an encoder, not a classifier.")
-    head = json.loads(description.read_text(encoding="utf-8"))
-    encoder = load_encoder(folder, device, precision)
-    return _with_head(encoder, load_file(folder / "head.safetensors"), head)
+    weights, head = _read_head(folder, "head.safetensors")
+    return _with_head(load_encoder(folder, device, precision), weights, head)
 
 
 def start_classifier(
     base_folder: Path, tuned_folder: Path, device: str | None = None, precision: str = "fp32"
 ) -> Classifier:
-    """Load where tuning started: the frozen base plus the linear probe. This is what α = 0 means."""
-    head = json.loads((tuned_folder / "head.json").read_text(encoding="utf-8"))
-    return _with_head(
-        load_encoder(base_folder, device, precision), load_file(tuned_folder / START_HEAD), head
-    )
+    """Load where tuning started: the frozen base plus the linear probe. This is what α = 0 means.
+
+    Raises:
+        StageError: one of the folders is damaged.
+    """
+    weights, head = _read_head(tuned_folder, START_HEAD)
+    return _with_head(load_encoder(base_folder, device, precision), weights, head)
 
 
 def save_classifier(
@@ -231,6 +228,44 @@ def weights_fingerprint(encoder: Encoder) -> str:
 def model_fingerprint(folder: Path) -> str:
     """Name a model folder by its content: sha256 in hex."""
     return folder_fingerprint(folder)
+
+
+def _load_weights(folder: Path) -> PreTrainedModel:
+    """Load an encoder all of whose weights are in its files."""
+    transformers_logging.disable_progress_bar()
+    try:
+        # What no file holds is random (a pooler, which nothing here reads), and must be the same each time.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, loading = AutoModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StageError(f"{folder} is no usable model folder: {error}") from error
+    except RuntimeError as error:
+        raise StageError(f"{folder}: the weights do not fit its config.json: {error}") from error
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise StageError(
+            f"{folder} lacks {len(missing)} of the weights that its config.json calls for, {missing[0]} among them; "
+            "they would be random. Was the copy complete?"
+        )
+    return model
+
+
+def _read_head(folder: Path, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    description = folder / "head.json"
+    if not description.is_file():
+        raise StageError(f"{folder} has no head.json: it is an encoder, not a classifier.")
+    try:
+        return load_file(folder / weights), json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StageError(f"{folder} is a damaged classifier: {weights} or head.json: {error}") from error
 
 
 def _with_head(encoder: Encoder, weights: dict[str, Tensor], head: dict[str, Any]) -> Classifier:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertTokenizerFast, RobertaConfig, RobertaModel
 
 from tasks.errors import StageError
 from tasks.files import folder_fingerprint
@@ -138,3 +141,76 @@ def test_folders_that_are_no_models_say_so(base: Path, tmp_path: Path) -> None:
     description.write_text(json.dumps({**json.loads(description.read_text()), "labels": ["one"]}))
     with pytest.raises(StageError, match="2 classes but 1 labels"):
         load_classifier(tmp_path / "model", "cpu")
+
+
+def damaged(base: Path, folder: Path, *, drop: str = "", **config: object) -> Path:
+    """Copy the base without the weights whose names begin with `drop`, and with another configuration."""
+    shutil.copytree(base, folder)
+    weights = load_file(base / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not drop or not name.startswith(drop)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    described = json.loads((base / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, **config}))
+    return folder
+
+
+def test_a_base_without_a_pooler_is_the_same_each_time(base: Path, tmp_path: Path) -> None:
+    folder = damaged(base, tmp_path / "bare", drop="pooler.")
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = weights_fingerprint(load_encoder(folder, "cpu"))
+    assert torch.equal(torch.get_rng_state(), state), (
+        "loading draws no random number that training would miss"
+    )
+    torch.manual_seed(2)
+    assert weights_fingerprint(load_encoder(folder, "cpu")) == first
+
+
+def test_no_weight_is_made_up(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"lacks 16 of the weights .* encoder\.layer\.1\..* would be random"):
+        load_encoder(damaged(base, tmp_path / "less", drop="encoder.layer.1."), "cpu")
+    with pytest.raises(StageError, match=r"lacks 16 of the weights"):
+        load_encoder(damaged(base, tmp_path / "more", num_hidden_layers=3), "cpu")
+    with pytest.raises(StageError, match=r"the weights do not fit its config\.json"):
+        load_encoder(damaged(base, tmp_path / "other", hidden_size=64), "cpu")
+
+
+def test_no_tokenizer_is_made_up(base: Path, tmp_path: Path) -> None:
+    folder = damaged(base, tmp_path / "bare")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(StageError, match=r"has no tokenizer \(tokenizer\.json.*was the copy complete"):
+        load_encoder(folder, "cpu")
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", None])
+def test_weights_that_are_not_whole_say_so(base: Path, tmp_path: Path, content: bytes | None) -> None:
+    folder = damaged(base, tmp_path / "half")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content or whole[:-100])
+    with pytest.raises(StageError, match="half is no usable model folder"):
+        load_encoder(folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("head.safetensors", b"x"), ("head.json", b"{"), ("head.safetensors", None)]
+)
+def test_a_damaged_head_says_so(base: Path, tmp_path: Path, file: str, content: bytes | None) -> None:
+    save_classifier(classifier(base, 1), tmp_path / "model")
+    (tmp_path / "model" / file).unlink()
+    if content:
+        (tmp_path / "model" / file).write_bytes(content)
+    with pytest.raises(StageError, match=r"model is a damaged classifier: head\.safetensors or head\.json"):
+        load_classifier(tmp_path / "model", "cpu")
+
+
+def test_a_text_is_cut_where_the_tokenizer_says_it_ends(base: Path, tmp_path: Path) -> None:
+    """RoBERTa counts positions from its padding's index on, so two of them are never used."""
+    config = RobertaConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=66, pad_token_id=1, type_vocab_size=1,
+    )  # fmt: skip
+    tokenizer = BertTokenizerFast(vocab_file=str(base / "vocab.txt"), model_max_length=64)
+    encoder = Encoder(RobertaModel(config).eval(), tokenizer, "cpu")
+    assert encoder.limit == 64
+    assert np.isfinite(encoder.encode(["good " * 100], max_length=512)).all()

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.errors import StageError
+
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 
 
@@ -17,10 +19,15 @@ def fit_probe(
     Returns:
         The weights of an `nn.Linear` (weight `(classes, dim)`, bias `(classes,)`) over features that are not
         standardised, and the accuracy on validation.
+
+    Raises:
+        StageError: a feature is not finite.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
+    if not (np.isfinite(train).all() and np.isfinite(validation).all()):
+        raise StageError("the base's sentence vectors are not all finite: are its weights whole? Try fp32.")
     mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
     best_loss, best = np.inf, None
     for strength in STRENGTHS:
