@@ -37,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         end_with_parent()
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, _stop)
+    return _exit_status(stage, name)
+
+
+def _exit_status(stage: str, name: str) -> int:
     try:
         run_stage(stage, name, Path.cwd())
     except PipelineError as error:
@@ -52,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except _Stopped:
+        print(f"{stage}: asked to stop (SIGTERM); run it again to go on", file=sys.stderr)
+        return Preempted.exit_code
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; nothing half-written is kept, run it again to go on", file=sys.stderr)
         return 130
@@ -84,8 +91,13 @@ def _process_seconds() -> float | None:
     return round(up - ticks / os.sysconf("SC_CLK_TCK"), 3)
 
 
+class _Stopped(BaseException):
+    """SIGTERM came. No Exception, or a library that survives any of its own errors would swallow it."""
+
+
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise Preempted("asked to stop (SIGTERM); run it again to go on")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what cleans up is not to be stopped once more
+    raise _Stopped
 
 
 if __name__ == "__main__":

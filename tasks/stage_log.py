@@ -46,14 +46,21 @@ def end_with_parent(seconds: float = 1.0) -> None:
 
 
 def _tee(log: Path, number: int) -> subprocess.Popen[bytes]:
-    # -i: Ctrl-C goes to the stage, whose answer to it must still be written.
-    tee = subprocess.Popen(["tee", "-a", "-i", str(log)], stdin=subprocess.PIPE, stdout=number)
+    # Ctrl-C and a SIGTERM to the whole group are for the stage, whose answer to them must still be written.
+    tee = subprocess.Popen(
+        ["tee", "-a", str(log)], stdin=subprocess.PIPE, stdout=number, preexec_fn=_ignore_signals
+    )
     stdin = tee.stdin
     if stdin is None:
         raise RuntimeError("a pipe was asked for")
     os.dup2(stdin.fileno(), number)
     stdin.close()
     return tee
+
+
+def _ignore_signals() -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _finish(tees: list[subprocess.Popen[bytes]]) -> None:
@@ -66,4 +73,4 @@ def _finish(tees: list[subprocess.Popen[bytes]]) -> None:
         try:
             tee.wait(timeout=5)
         except subprocess.TimeoutExpired:  # a child of the stage still holds the pipe
-            tee.terminate()
+            tee.kill()
