@@ -71,7 +71,10 @@ def start(paths: Paths, slow: bool = True) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=paths.root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+        },  # as many threads as here: sums differ
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

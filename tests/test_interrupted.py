@@ -32,7 +32,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETAIN_HOME", str(folder / "store"))
         patch.setenv("RETAIN_REGISTRY", str(folder / "registry"))
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", str(CHECKOUT))
         paths = tuned_project(folder, until="merge")
         for stage in ("pin", "evaluate", "decide"):
