@@ -1,0 +1,152 @@
+"""The training loop: resumed after any step it ends with the same bits, and a bad number or no row stops it."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.errors import Preempted, StageError
+from tasks.models import Classifier, load_encoder
+from tasks.recipe import Finetune
+from tasks.training import loop
+from tasks.training.checkpoints import newest_checkpoint
+from tasks.training.loop import Rows, Trainer, score
+from tasks.training.probe import fresh_head
+from tests.tiny import make_tiny_base
+
+ORDINARY = {
+    "method": "full", "learning_rate": 1e-3, "epochs": 2, "batch_size": 8, "warmup_share": 0.1, "weight_decay": 0.01,
+    "max_grad_norm": 1.0, "max_length": 16, "precision": "fp32", "seed": 7, "checkpoint_every": 1,
+}  # fmt: skip
+STEPS = 8
+"""Of a run: 27 rows are three batches of eight and one of three."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("loop") / "base")
+
+
+def rows(classifier: Classifier, count: int) -> Rows:
+    texts = [f"the {'phone' if n % 3 else 'film'} was {'good' if n % 2 else 'bad'} {n}" for n in range(count)]
+    labels = np.arange(count) % 2
+    return Rows(texts, labels, [f"r{n}" for n in range(count)], classifier.token_counts(texts))
+
+
+def trainer(base: Path, scratch: Path, **more: object) -> Trainer:
+    section = Finetune.model_validate({**ORDINARY, **more})
+    encoder = load_encoder(base, "cpu")
+    head = fresh_head(32, 2, section.seed)
+    classifier = Classifier(
+        encoder.model, encoder.tokenizer, "cpu", "fp32", head, ["negative", "positive"], 16
+    )
+    return Trainer(classifier, section, rows(classifier, 27), rows(classifier, 12), scratch)
+
+
+def stop_in(patch: pytest.MonkeyPatch, at: int, end: BaseException | None) -> None:
+    """Stop training in step `at`: by an error, or by the SIGTERM that a preempted machine sends."""
+    step = Trainer._step
+
+    def stopped(self: Trainer, batch: np.ndarray) -> float:
+        if self.progress.step + 1 == at:
+            if end is not None:
+                raise end
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    patch.setattr(Trainer, "_step", stopped)
+
+
+def finished(made: Trainer) -> tuple[dict[str, torch.Tensor], object]:
+    progress = made.fit()
+    return {name: value.clone() for name, value in made.classifier.state().items()}, vars(progress)
+
+
+@pytest.mark.parametrize("unfreeze_every", [0, 2])
+@pytest.mark.parametrize("how", ["SIGTERM", "a crash"])
+def test_resumed_after_any_step_it_ends_with_the_same_bits(
+    base: Path, tmp_path: Path, how: str, unfreeze_every: int
+) -> None:
+    whole, story = finished(trainer(base, tmp_path / "whole", unfreeze_every=unfreeze_every))
+    for at in range(1, STEPS + 1):
+        scratch = tmp_path / str(at)
+        with pytest.MonkeyPatch.context() as patch:
+            stop_in(patch, at, None if how == "SIGTERM" else RuntimeError("crash"))
+            with pytest.raises(Preempted if how == "SIGTERM" else RuntimeError):
+                trainer(base, scratch, unfreeze_every=unfreeze_every).fit()
+        state = newest_checkpoint(scratch)
+        assert (state["progress"]["step"] if state else 0) == (at if how == "SIGTERM" else at - 1)
+        torch.manual_seed(at)  # what happened in between does not matter
+        again, same_story = finished(trainer(base, scratch, unfreeze_every=unfreeze_every))
+        assert same_story == story, f"resumed in step {at}"
+        assert all(torch.equal(again[name], value) for name, value in whole.items()), f"resumed in step {at}"
+
+
+def test_sigterm_is_handled_as_before_when_training_has_ended(base: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    trainer(base, tmp_path).fit()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_stays_is_the_epoch_with_the_least_validation_loss(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([0.5, 0.3, 0.4, 0.6])
+    states = []
+    made = trainer(base, tmp_path, epochs=4)
+
+    def scored(classifier: Classifier, rows: Rows) -> tuple[float, float]:
+        states.append({name: value.clone() for name, value in classifier.state().items()})
+        return next(losses), 0.5
+
+    monkeypatch.setattr(loop, "score", scored)
+    progress = made.fit()
+    assert (progress.best_epoch, progress.best_loss, progress.epoch) == (2, 0.3, 4)
+    assert all(torch.equal(value, states[1][name]) for name, value in made.classifier.state().items())
+    assert [row.get("validation_loss") for row in progress.history[3::4]] == [0.5, 0.3, 0.4, 0.6]
+
+
+def test_a_validation_loss_that_is_no_number_stops_with_a_remedy(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "score", lambda *_: (math.nan, 0.5))
+    with pytest.raises(
+        StageError, match=r"epoch 1: the validation loss is nan; lower finetune\.learning_rate"
+    ):
+        trainer(base, tmp_path).fit()
+
+
+def test_a_gradient_that_overflows_changes_no_weight(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(base, tmp_path)
+    before = {name: value.clone() for name, value in made.classifier.state().items()}
+    loss = Trainer._loss
+    monkeypatch.setattr(Trainer, "_loss", lambda self, rows: loss(self, rows) * 1e38 * 1e38)
+    with pytest.raises(StageError, match=r"step 1: the loss is inf .* rows of this batch: r\d+"):
+        made.fit()
+    assert all(torch.equal(value, before[name]) for name, value in made.classifier.state().items())
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_the_score_is_cross_entropy_and_accuracy(base: Path, tmp_path: Path) -> None:
+    made = trainer(base, tmp_path)
+    labelled = rows(made.classifier, 12)
+    logits = torch.from_numpy(made.classifier.logits(labelled.texts))
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labelled.labels))
+    loss, accuracy = score(made.classifier, labelled)
+    assert loss == pytest.approx(float(expected), abs=1e-6)
+    assert accuracy == float((logits.argmax(1).numpy() == labelled.labels).mean())
+
+
+def test_a_longer_text_than_the_model_reads_trains_cut(base: Path, tmp_path: Path) -> None:
+    made = trainer(base, tmp_path, max_length=500, epochs=1)
+    made.train_rows.texts[0] = "good " * 300
+    made.train_rows.lengths[0] = 302
+    assert math.isfinite(made.fit().train_loss)
