@@ -8,16 +8,29 @@ from __future__ import annotations
 
 import functools
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ConfigError
 
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
+SPLITS = ("train", "validation", "test")
+
+
+def _within_raw(file: str) -> str:
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts or path == PurePosixPath():
+        raise ValueError(
+            "a file below data/raw/<recipe>/, which DVC follows; bring others there with data.source"
+        )
+    return file
+
+
+RawFile = Annotated[str, AfterValidator(_within_raw)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN.pattern)]
@@ -37,7 +50,7 @@ class Section(BaseModel):
 class Table(Section):
     """How to read one raw file as rows of text, label and group."""
 
-    file: str
+    file: RawFile
     """File under `data/raw/<recipe>/`."""
     format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"] = "csv"
     """File format; all text is UTF-8."""
@@ -81,13 +94,26 @@ class Data(Section):
     targets: dict[Name, Table] = Field(default_factory=dict)
     """Samples of where the model will be used: for the mismatch check, and as out-of-domain test sets."""
 
+    @model_validator(mode="after")
+    def _names_are_told_apart(self) -> Data:
+        problems = []
+        if repeated := sorted({label for label in self.labels if self.labels.count(label) > 1}):
+            problems.append(f"labels must not repeat: {', '.join(repeated)}")
+        if padded := [label for label in self.labels if not label.strip() or label != label.strip()]:
+            problems.append(f"labels have no white space around them, and are not empty: {padded}")
+        if taken := sorted(set(self.targets) & set(SPLITS)):
+            problems.append(f"a target cannot be named like a split: {', '.join(taken)}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
 
 class RetrievalBenchmark(Section):
     """Zero-shot retrieval: each query must find its document among all; mean reciprocal rank."""
 
     kind: Literal["retrieval"]
     """The kind of benchmark."""
-    file: str
+    file: RawFile
     """File under `data/raw/<recipe>/`, or a glob of several."""
     format: Literal["json", "jsonl", "conversations"]
     """`json`: a list of objects; `conversations`: chatterbot-corpus YAML, first line → second line."""

@@ -341,7 +341,7 @@ def _copy_model(origin: Path, aside: Path, text: str) -> None:
 
 def _download_hub(source: Source, aside: Path) -> str:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.model", "*.jinja"]
     try:
@@ -349,7 +349,7 @@ def _download_hub(source: Source, aside: Path) -> str:
         if not re.fullmatch(r"[0-9a-f]{40}", revision) and not os.environ.get("HF_HUB_OFFLINE"):
             revision = str(HfApi().model_info(source.name, revision=revision).sha)
         folder = snapshot_download(source.name, revision=revision, allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         if disk_full(error):
             raise
         raise DataError(

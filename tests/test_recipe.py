@@ -27,6 +27,10 @@ def changed(**sections: Any) -> dict[str, Any]:
     }
 
 
+def with_data(**keys: Any) -> dict[str, Any]:
+    return changed(data=keys)
+
+
 def test_three_errors_are_told_at_once_with_their_places(tmp_path: Path) -> None:
     document = changed(finetune={"learning_rte": 1e-4, "epochs": "two"}, decide={"confidence": 1.5})
     with pytest.raises(ConfigError) as caught:
@@ -75,6 +79,14 @@ def test_a_name_that_would_leave_the_folder_is_refused(tmp_path: Path) -> None:
             changed(gate={"failed_expectations": {"refuse_above": 0, "refuse_below": 1}}),
             "warn_above/refuse_above or",
         ),
+        (with_data(labels=["negative", "positive", "negative"]), r"data: labels must not repeat: negative"),
+        (with_data(labels=["negative", "positive "]), r"data: labels have no white space"),
+        (
+            with_data(targets={"test": {"file": "a.csv"}}),
+            r"data: a target cannot be named like a split: test",
+        ),
+        (with_data(train={"file": "../other/a.csv"}), r"data\.train\.file: a file below data/raw/"),
+        (with_data(test={"file": "/etc/passwd"}), r"data\.test\.file: a file below data/raw/.*data\.source"),
     ],
 )
 def test_contradictions(tmp_path: Path, document: dict[str, Any], expected: str) -> None:

@@ -134,6 +134,18 @@ def test_the_hub_that_cannot_deliver_is_an_error_with_what_to_do(
         resolve_base("hub:nobody/nothing@main", tmp_path)
 
 
+def test_no_network_is_an_error_with_what_to_do(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"(?s)the hub could not deliver it .*Check name, revision, network"):
+        resolve_base("hub:nobody/nothing@main", tmp_path)
+
+
 def archive(path: Path, members: dict[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz") as tar:
