@@ -54,7 +54,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
                 state: dict[str, Any] = torch.load(candidate / STATE, map_location="cpu", weights_only=True)
                 return state
             reason = "its content does not match its manifest"
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
         log.warning("skipping the damaged checkpoint %s (%s)", candidate, reason)
     return None

@@ -1,0 +1,26 @@
+"""What a recipe would train is shown before anything is trained, and is what training then does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import ConfigError
+from tasks.recipe import load_recipe
+from tasks.training.preview import preview_layers
+from tests.project import make_project
+
+
+def test_layers_rates_and_what_is_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETAIN_HOME", str(tmp_path / "store"))
+    project = make_project(tmp_path / "project")
+    project.change("  epochs: 1\n", "  epochs: 1\n  freeze_layers: 2\n  layer_decay: 0.5\n")
+    layers = preview_layers(load_recipe(project.recipe()), project.root)
+    assert [layer.depth for layer in layers] == [0, 1, 2, 3]
+    assert [layer.trains for layer in layers] == [False, False, True, True]
+    assert [layer.rate for layer in layers] == pytest.approx([1.25e-5, 2.5e-5, 5e-5, 1e-4])
+    assert "head.weight" in layers[-1].names
+    project.change("freeze_layers: 2", "freeze_layers: 3")
+    with pytest.raises(ConfigError, match="that is `method: probe`"):
+        preview_layers(load_recipe(project.recipe()), project.root)

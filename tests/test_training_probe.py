@@ -1,0 +1,68 @@
+"""The linear probe, where tuning starts: its weights mean the same on features as they come."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.errors import StageError
+from tasks.training.probe import fit_probe, fresh_head
+
+
+def features(classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make float32 rows around one centre a class, with dimensions of very different scale."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centres = np.random.default_rng(0).normal(size=(classes, 6)) * 3
+    rows = centres[labels] + generator.normal(size=(count, 6))
+    return (rows * [1, 100, 0.01, 1, 1, 1] + 5).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_head_gives_the_accuracy_that_was_reported(classes: int) -> None:
+    train, validation = features(classes, 200, 1), features(classes, 80, 2)
+    weights, accuracy = fit_probe(*train, *validation, classes)
+    head = torch.nn.Linear(6, classes)
+    head.load_state_dict(weights)
+    with torch.inference_mode():
+        found = head(torch.from_numpy(validation[0])).argmax(1).numpy()
+    assert float((found == validation[1]).mean()) == accuracy
+    assert accuracy > 0.9
+
+
+def test_two_classes_have_the_probabilities_of_the_one_row_model() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    train, validation = features(2, 200, 1), features(2, 80, 2)
+    weights, _ = fit_probe(*train, *validation, 2)
+    mean, scale = train[0].mean(0), train[0].std(0) + 1e-6
+    logits = validation[0] @ weights["weight"].numpy().T + weights["bias"].numpy()
+    ours = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    candidates = []
+    for strength in (0.001, 0.01, 0.1, 1.0):
+        model = LogisticRegression(C=strength, max_iter=2000).fit((train[0] - mean) / scale, train[1])
+        candidates.append(np.abs(model.predict_proba((validation[0] - mean) / scale) - ours).max())
+    assert min(candidates) < 1e-3
+
+
+def test_the_same_features_give_the_same_bits() -> None:
+    train, validation = features(3, 90, 1), features(3, 30, 2)
+    first, again = (fit_probe(*train, *validation, 3)[0] for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in ("weight", "bias"))
+
+
+def test_features_that_are_not_finite_are_an_error() -> None:
+    train, validation = features(2, 40, 1), features(2, 20, 2)
+    train[0][3, 2] = np.nan
+    with pytest.raises(StageError, match="not all finite: are its weights whole"):
+        fit_probe(*train, *validation, 2)
+
+
+def test_a_fresh_head_depends_on_its_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = fresh_head(32, 3, 7)
+    torch.manual_seed(2)
+    assert torch.equal(first.weight, fresh_head(32, 3, 7).weight)
+    assert not torch.equal(first.weight, fresh_head(32, 3, 8).weight)
+    assert not first.bias.any()
