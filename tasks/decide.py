@@ -189,10 +189,7 @@ def _judge_target(
     evaluated: reports.EvaluateReport, merged: reports.MergeReport, section: Decide, paths: Paths
 ) -> tuple[Verdict, str]:
     if merged.alpha == 0:
-        return (
-            "FAIL",
-            "no weight of the tuning fits the forgetting budget and gains: what is left is the base itself",
-        )
+        return "FAIL", _why_the_base_was_kept(merged)
     loss = _loss(_records(paths.records / "targets" / "test.parquet"), "base")
     test = next(target for target in evaluated.targets if target.name == "test")
     seen = f"accuracy {test.base:.3f} → {test.candidate:.3f} on {test.examples} rows"
@@ -201,6 +198,17 @@ def _judge_target(
     if loss.p_not_above(0.0) <= 1 - section.confidence:
         return "FAIL", f"{seen}: worse than the frozen base with a linear probe"
     return "INCONCLUSIVE", f"{seen}: no gain over the frozen base with a linear probe is shown"
+
+
+def _why_the_base_was_kept(merged: reports.MergeReport) -> str:
+    allowed = [outcome for outcome in merged.outcomes if outcome.alpha > 0 and outcome.within_budget]
+    if not allowed:
+        return "no weight of the tuning fits the forgetting budget: what is left is the base itself"
+    best = max(allowed, key=lambda outcome: outcome.gain)
+    return (
+        f"tuning gained nothing on validation ({_signed(best.gain)} at α = {best.alpha:g}, within the forgetting "
+        "budget): what is left is the base itself"
+    )
 
 
 def _judge_champion(
@@ -254,7 +262,16 @@ def _loss(table: pd.DataFrame, against: str) -> PairedLoss:
 def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports.MergeReport) -> list[str]:
     """Return the recipe changes most likely to pass, the surest first."""
     advice = []
-    if any(suite.verdict == "FAIL" for suite in suites) or merged.alpha == 0:
+    kept_base = merged.alpha == 0
+    nothing_gained = kept_base and any(
+        outcome.within_budget for outcome in merged.outcomes if outcome.alpha > 0
+    )
+    if nothing_gained:
+        advice.append(
+            "Add labelled rows: these taught the model nothing that a linear probe on the base does not know."
+        )
+        advice.append("Try a higher finetune.learning_rate (up to three times) or more finetune.epochs.")
+    elif any(suite.verdict == "FAIL" for suite in suites) or kept_base:
         advice.append(
             "Lower finetune.learning_rate to a third, and take finetune.method: lp-ft if it is not."
         )

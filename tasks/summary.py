@@ -287,7 +287,9 @@ def _test_gain(reports: Reports) -> str:
     test = next((target for target in targets if target.name == "test"), None)
     if test is None:
         return ""
-    word = "rose" if test.gain > 0 else "fell" if test.gain < 0 else "stayed"
+    if not test.gain:
+        return f"Accuracy on its own task stayed at {percent(test.base)}."
+    word = "rose" if test.gain > 0 else "fell"
     return f"Accuracy on its own task {word} from {percent(test.base)} to {percent(test.candidate)}."
 
 
@@ -367,6 +369,8 @@ def _choice(merge: MergeReport) -> str:
             "it gains the most that the forgetting budget allows."
         )
     if merge.alpha == 0:
+        if any(item.within_budget for item in merge.outcomes if item.alpha > 0):
+            return "No mix within the forgetting budget did better on validation than the base, so the base was kept."
         return "No mix of base and tuned model stayed within the forgetting budget, so the base was kept."
     return f"α = {merge.alpha:g}{gain}: the most gain that the forgetting budget allows."
 

@@ -25,6 +25,7 @@ class Case:
 
     def __init__(self, root: Path) -> None:
         self.paths = Paths(root, "case")
+        self.tuned_gain: float | None = None
         self.alpha, self.champion, self.champion_model, self.evaluated = 1.0, None, None, MODEL
         self.chance = {"retrieval": 0.01, "probe": 0.5}
         rng = np.random.default_rng(0)
@@ -64,10 +65,27 @@ class Case:
         )
         reports.write_report(
             self.paths.merge,
-            reports.MergeReport(alpha=self.alpha, rescued=False, outcomes=[outcome], flips=[], model=MODEL),
+            reports.MergeReport(
+                alpha=self.alpha, rescued=False, outcomes=[outcome, *self.tuned()], flips=[], model=MODEL
+            ),
         )
         reports.write_report(self.paths.evaluate, self.report())
         return self.paths
+
+    def tuned(self) -> list[reports.AlphaOutcome]:
+        """Return what α = 1 came to, where the case says so."""
+        if self.tuned_gain is None:
+            return []
+        return [
+            reports.AlphaOutcome(
+                alpha=1.0,
+                validation_accuracy=0.8,
+                gain=self.tuned_gain,
+                suites=[],
+                within_budget=True,
+                blocked_by=[],
+            )
+        ]
 
     def report(self) -> reports.EvaluateReport:
         suites = [
@@ -188,7 +206,15 @@ def test_the_base_itself_is_no_release(case: Case) -> None:
     case.alpha = 0.0
     decision = case.decide()
     assert decision.target_verdict == "FAIL"
-    assert "the base itself" in decision.reasons[0]
+    assert "fits the forgetting budget: what is left is the base itself" in decision.reasons[0]
+    assert "learning_rate to a third" in decision.advice[0]
+
+
+def test_tuning_that_taught_nothing_is_told_from_tuning_that_forgot(case: Case) -> None:
+    case.alpha, case.tuned_gain = 0.0, -0.014
+    decision = case.decide()
+    assert "tuning gained nothing on validation (-0.014 at α = 1" in decision.reasons[0]
+    assert "Add labelled rows" in decision.advice[0]
 
 
 def test_the_champion_must_not_be_better(case: Case) -> None:
