@@ -131,7 +131,7 @@ def order_lock(repo: Repo) -> None:
 
 
 def last_words(log: Path, stage: str) -> str:
-    """Return the error that a stage printed at its end, or its last lines."""
+    """Return the error that a stage printed at its end, or its traceback, or its last lines."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -139,7 +139,8 @@ def last_words(log: Path, stage: str) -> str:
     starts = [number for number, line in enumerate(lines) if line.startswith(f"{stage}: ")]
     if starts:
         return "\n".join(lines[starts[-1] :]).removeprefix(f"{stage}: ").strip()
-    return "\n".join(lines[-15:]).strip()
+    began = [number for number, line in enumerate(lines) if line.startswith("Traceback ")]
+    return "\n".join(lines[-15:] if not began else lines[began[-1] :][-60:]).strip()
 
 
 # --- how a stage is started, followed and ended --------------------------------------------------------
