@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tasks.errors import RegistryError
+from tasks.errors import DataError
 from tasks.files import folder_fingerprint
 from tasks.models import Classifier, load_classifier
 from tasks.paths import store
@@ -39,10 +41,11 @@ class Release:
         """Classify texts, in the order given.
 
         Raises:
-            RegistryError: a text is empty; all of them are named by their place.
+            DataError: texts are empty; they are named by their place.
         """
         if empty := [str(place) for place, text in enumerate(texts, 1) if not text.strip()]:
-            raise RegistryError(f"Nothing can be said about an empty text: number {', '.join(empty[:10])}.")
+            more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+            raise DataError(f"Nothing can be said about an empty text: number {', '.join(empty[:10])}{more}.")
         if not texts:
             return []
         scores = self.model.logits(texts).astype(np.float64)
@@ -69,10 +72,20 @@ def load_release(registry_location: str, name: str, reference: str | int) -> Rel
     registry = open_registry(registry_location)
     manifest = registry.resolve(name, reference)
     folder = store() / "releases" / manifest.model_fingerprint
-    if not _is_whole(folder, manifest):
-        shutil.rmtree(folder, ignore_errors=True)
-        registry.download(name, manifest.version, folder)
+    with _only_fetcher(folder.parent):
+        if not _is_whole(folder, manifest):
+            shutil.rmtree(folder, ignore_errors=True)
+            registry.download(name, manifest.version, folder)
     return Release(manifest, load_classifier(folder))
+
+
+@contextmanager
+def _only_fetcher(folder: Path) -> Iterator[None]:
+    """Let one process of this machine fetch at a time: the others find what it has fetched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _is_whole(folder: Path, manifest: Manifest) -> bool:

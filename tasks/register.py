@@ -65,7 +65,8 @@ def register(
     """Publish the chosen model if its decision is PASS, and make it champion or challenger.
 
     Raises:
-        Refused: the decision is not PASS, or the champion moved since the candidate was compared with it.
+        Refused: the decision is not PASS, the champion moved since the candidate was compared with it, or someone took
+            this very model away from `champion`.
         StageError: the model or a report is not the one that was decided on.
         RegistryError: the registry cannot be used.
     """
@@ -79,6 +80,8 @@ def register(
     created = False
     if version is None:
         _champion_must_be_pinned(registry, pin, recipe)
+        if promote:
+            _must_not_be_withdrawn(registry, registration.name, decision.model)
         published = registry.publish(
             registration.name,
             paths.chosen,
@@ -140,6 +143,17 @@ def _champion_must_be_pinned(registry: Registry, pin: reports.Pin, recipe: str) 
         )
 
 
+def _must_not_be_withdrawn(registry: Registry, name: str, model: str) -> None:
+    """Leave a rollback in force: a scheduled run that finds nothing new must not undo what a person did."""
+    champion = registry.alias(name, CHAMPION)
+    for version, move in champion.withdrawn.items() if champion else ():
+        if registry.resolve(name, version).model_fingerprint == model:
+            raise Refused(
+                f"This model is version {version} of {name}, which was taken back from {CHAMPION} at {move.at} "
+                f"({move.reason}). Runs do not undo that; `retain promote {name} {version}` does."
+            )
+
+
 def _point(registry: Registry, name: str, alias: str, version: int, pin: reports.Pin, run_id: str) -> bool:
     """Move an alias to the version; say whether it had to."""
     current = registry.alias(name, alias)
@@ -154,6 +168,9 @@ def _point(registry: Registry, name: str, alias: str, version: int, pin: reports
             name, alias, version, expected=expected, reason="passed the release rule", run_id=run_id
         )
     except RegistryError as error:
+        now = registry.alias(name, alias)
+        if now is not None and now.version == version:
+            return False  # another run of the same content was faster
         raise Refused(f"Version {version} was published, but is not the {alias}: {error}") from None
     return True
 

@@ -1,24 +1,24 @@
-"""register, predict, and a release as the base of the next lineage, on a tiny model that really ran."""
+"""register, and a release as the base of the next lineage, on a tiny model that really ran."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tasks import reports
 from tasks.__main__ import run_stage
-from tasks.errors import Refused, RegistryError, StageError
+from tasks.errors import Refused, StageError
 from tasks.files import folder_fingerprint
 from tasks.paths import Paths
 from tasks.pin import pin
-from tasks.predict import load_release
 from tasks.recipe import load_recipe
 from tasks.register import Receipt, register
-from tasks.registry import open_registry
+from tasks.registry import Registry, open_registry
 from tasks.sources import first_base_folder, resolve_base
 from tests.models_data import tuned_project
 
@@ -125,6 +125,63 @@ def test_a_champion_that_moved_since_is_not_overtaken(paths: Paths, publish: Pub
     assert (pinned.champion, pinned.champion_model) == (1, folder_fingerprint(paths.tuned))
 
 
+def register_over_a_champion(paths: Paths, publish: Publish, tmp_path: Path) -> Registry:
+    """Make version 1 of the tuned model the champion, and register the chosen one over it as version 2."""
+    registry = open_registry(str(tmp_path / "registry"))
+    registry.publish("tiny", paths.tuned, metrics={}, lineage={}, reports={}, run_id="other")
+    registry.move_alias("tiny", "champion", 1, expected=None, reason="first")
+    pin("tiny", paths=paths)
+    decision = reports.read_report(paths.decision, reports.DecideReport)
+    reports.write_report(paths.decision, decision.model_copy(update={"champion": 1}))
+    assert publish() == Receipt("tiny", 2, created=True, promoted=True, champion=2, verdict="PASS")
+    return registry
+
+
+def test_a_run_does_not_undo_a_rollback(paths: Paths, publish: Publish, tmp_path: Path) -> None:
+    registry = register_over_a_champion(paths, publish, tmp_path)
+    registry.rollback("tiny", reason="it insulted customers")
+    with pytest.raises(Refused, match=r"version 2 of tiny, .*it insulted customers.*`retain promote tiny 2`"):
+        publish()
+    champion = registry.alias("tiny", "champion")
+    assert champion is not None
+    assert (champion.version, len(champion.history), registry.versions("tiny")) == (1, 3, [1, 2])
+    assert not publish(promote=False).promoted
+    registry.move_alias("tiny", "champion", 2, expected=1, reason="it was something else")
+    assert publish().champion == 2
+
+
+def test_the_same_model_under_other_reports_does_not_undo_it_either(
+    paths: Paths, publish: Publish, tmp_path: Path
+) -> None:
+    registry = register_over_a_champion(paths, publish, tmp_path)
+    registry.rollback("tiny")
+    metrics = json.loads(paths.metrics.read_text())
+    paths.metrics.write_text(json.dumps({**metrics, "another": 1}))
+    with pytest.raises(Refused, match="Runs do not undo that"):
+        publish()
+    assert registry.versions("tiny") == [1, 2]
+
+
+def test_of_two_who_register_at_once_neither_is_lost(publish: Publish, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: outcome(publish), range(4)))
+    registry = open_registry(str(tmp_path / "registry"))
+    champion = registry.alias("tiny", "champion")
+    assert champion is not None
+    assert (registry.versions("tiny"), champion.version, len(champion.history)) == ([1], 1, 1)
+    receipts = [one for one in made if isinstance(one, Receipt)]
+    assert len(receipts) == 4, made
+    assert sum(receipt.created for receipt in receipts) == 1
+    assert sum(receipt.promoted for receipt in receipts) == 1
+
+
+def outcome(publish: Publish) -> Receipt | Refused:
+    try:
+        return publish()
+    except Refused as error:
+        return error
+
+
 def test_another_model_than_the_one_decided_on_is_not_published(paths: Paths, publish: Publish) -> None:
     (paths.chosen / "config.json").write_text("{}")
     with pytest.raises(StageError, match="not what was decided on") as caught:
@@ -134,25 +191,6 @@ def test_another_model_than_the_one_decided_on_is_not_published(paths: Paths, pu
     with pytest.raises(StageError) as caught:
         publish()
     assert "dvc pull" in caught.value.problems[0]
-
-
-def test_a_release_classifies_and_is_verified_each_time(
-    publish: Publish, built: Path, tmp_path: Path
-) -> None:
-    publish()
-    release = load_release(str(tmp_path / "registry"), "tiny", "champion")
-    first, second = release.classify(["the phone was good and great", "the film was awful"])
-    assert first.label in ("negative", "positive")
-    assert sum(second.probabilities.values()) == pytest.approx(1)
-    assert second.probability == max(second.probabilities.values())
-    kept = built / "store" / "releases" / release.manifest.model_fingerprint
-    weights = kept / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    assert load_release(str(tmp_path / "registry"), "tiny", 1).classify(["fine"])[0].text == "fine"
-    assert folder_fingerprint(kept) == release.manifest.model_fingerprint
-    with pytest.raises(RegistryError, match="number 2"):
-        release.classify(["good", " "])
-    assert release.classify([]) == []
 
 
 def test_a_release_is_the_base_of_the_next_and_remembers_where_it_all_began(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tasks.errors import RegistryError
-from tasks.files import folder_fingerprint
+from tasks.files import folder_fingerprint, sha256_of
 from tasks.registry import Published, Registry, open_registry
 from tasks.registry.local import LocalStorage
 from tests.servers import s3_server
@@ -33,15 +34,22 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     """Return a function that opens the same empty registry, as another process would."""
     if request.param == "folder":
         return lambda: open_registry(str(tmp_path / "registry"))
+    location = on_s3(
+        request.getfixturevalue("s3"), f"b{abs(hash(str(tmp_path))) % 10**12}", monkeypatch
+    ).storage.place
+    return lambda: open_registry(location)
+
+
+def on_s3(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """Open an empty registry in a bucket of its own."""
     import boto3
 
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", request.getfixturevalue("s3"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = f"b{abs(hash(str(tmp_path))) % 10**12}"
     boto3.client("s3").create_bucket(Bucket=bucket)
-    return lambda: open_registry(f"s3://{bucket}/some/prefix")
+    return open_registry(f"s3://{bucket}/some/prefix")
 
 
 @pytest.fixture
@@ -281,7 +289,6 @@ def test_a_registry_is_no_file(tmp_path: Path) -> None:
 
 
 def test_old_blobs_are_renewed_by_who_uses_them(tmp_path: Path, model: Path) -> None:
-    import os
     import time
 
     registry = open_registry(str(tmp_path / "registry"))
@@ -292,6 +299,201 @@ def test_old_blobs_are_renewed_by_who_uses_them(tmp_path: Path, model: Path) -> 
         os.utime(blob, (old, old))
     publish(registry, model, name="another")
     assert all(blob.stat().st_mtime > old + 3600 for blob in blobs)
+
+
+def test_a_blob_that_is_renewed_while_garbage_is_collected_stays(
+    registry: Registry, opened: Open, model: Path, tmp_path: Path
+) -> None:
+    weights = model / "model.safetensors"
+    digest = sha256_of(weights)
+    registry.storage.put_file(f"blobs/sha256/{digest[:2]}/{digest}", weights, digest)
+    real = registry.storage.delete_older
+
+    def renewed_first(key: str, seconds: float) -> bool:
+        publish(opened(), model)
+        return real(key, 3600)  # listed as old, and young by now
+
+    registry.storage.delete_older = renewed_first  # type: ignore[method-assign]
+    assert registry.collect_garbage(grace_seconds=-1) == []
+    opened().download("sentiment", 1, tmp_path / "back")
+
+
+def test_a_publisher_puts_back_what_a_collector_took(
+    registry: Registry, opened: Open, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = registry.storage.create
+
+    def create(key: str, content: bytes) -> bool:
+        opened().collect_garbage(grace_seconds=-1)  # it knows of no manifest yet
+        return real(key, content)
+
+    monkeypatch.setattr(registry.storage, "create", create)
+    publish(registry, model)
+    assert folder_fingerprint(model) == opened().download("sentiment", 1, tmp_path / "back").model_fingerprint
+
+
+def test_what_a_killed_publisher_left_is_garbage_too(tmp_path: Path, model: Path) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+    publish(registry, model)
+    left = tmp_path / "registry" / "blobs" / "sha256" / "ab" / ".half"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"half of a model")
+    assert [stored.key for stored in registry.collect_garbage(grace_seconds=-1)] == ["blobs/sha256/ab/.half"]
+    assert not left.exists()
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, model: Path) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+    publish(registry, model)
+    models = tmp_path / "registry" / "models"
+    models.rename(tmp_path / "aside")
+    models.write_text("not a folder")
+    for call in (registry.names, registry.collect_garbage, lambda: registry.resolve("sentiment", 1)):
+        with pytest.raises(RegistryError, match="cannot read"):
+            call()
+    assert list((tmp_path / "registry" / "blobs").rglob("*"))
+
+
+def test_what_is_no_release_is_not_listed(tmp_path: Path, model: Path) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+    publish(registry, model)
+    (tmp_path / "registry" / "models" / "stray").write_text("")
+    (tmp_path / "registry" / "models" / "sentiment" / "versions" / "notes.json").write_text("")
+    assert (registry.names(), registry.versions("sentiment")) == (["sentiment"], [1])
+
+
+@pytest.mark.parametrize("reference", ["", "²", "-1", "9" * 5000, "1\n"])
+def test_a_reference_that_is_none_is_an_error(tmp_path: Path, model: Path, reference: str) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+    publish(registry, model)
+    with pytest.raises(RegistryError, match="is no alias"):
+        registry.resolve("sentiment", reference)
+
+
+def test_a_manifest_holds_only_what_comes_back_as_it_is(tmp_path: Path, model: Path) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+
+    def call(metrics: dict[str, object], lineage: dict[str, object], reports: dict[str, Path]) -> str:
+        with pytest.raises(RegistryError) as caught:
+            registry.publish("a", model, metrics=metrics, lineage=lineage, reports=reports, run_id="r")
+        return str(caught.value)
+
+    said = call({"loss": float("nan")}, {"base": Path("x")}, {})
+    assert "metrics: Out of range float" in said
+    assert "lineage: Object of type PosixPath" in said
+    assert "keys must be text" in call({"a": {1: 2}}, {}, {})
+    said = call({}, {}, {"decision": tmp_path / "nowhere.json", "gate": tmp_path})
+    assert "nowhere.json" in said
+    assert f"gate: {tmp_path}" in said
+    assert registry.names() == []
+
+
+def test_a_version_left_for_an_earlier_one_is_withdrawn_until_it_is_chosen_again(
+    tmp_path: Path, model: Path
+) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+    for number in (1, 2, 3):
+        publish(registry, make_model(model, number / 10))
+
+    def withdrawn(version: int, expected: int | None) -> list[int]:
+        made = registry.move_alias("sentiment", "champion", version, expected=expected, reason=f"v{version}")
+        return sorted(made.withdrawn)
+
+    assert [withdrawn(1, None), withdrawn(2, 1), withdrawn(3, 2)] == [[], [], []]
+    assert {
+        version: move.reason
+        for version, move in registry.rollback("sentiment", reason="bad").withdrawn.items()
+    } == {3: "bad"}
+    assert withdrawn(1, 2) == [2, 3]
+    assert withdrawn(3, 1) == [1, 2]
+
+
+@pytest.mark.e2e
+def test_an_answer_of_s3_that_was_lost_is_not_taken_for_a_lost_race(
+    s3: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = on_s3(s3, "lost-answers", monkeypatch)
+    client = registry.storage.client  # type: ignore[attr-defined]
+    real = client.put_object
+
+    def twice(**words: object) -> object:
+        if "IfMatch" in words or "IfNoneMatch" in words:
+            real(**words)
+        return real(**words)
+
+    monkeypatch.setattr(client, "put_object", twice)
+    assert publish(registry, model) == Published(1, created=True)
+    publish(registry, make_model(model, 0.1))
+    registry.move_alias("sentiment", "champion", 1, expected=None, reason="first")
+    assert registry.move_alias("sentiment", "champion", 2, expected=1, reason="better").version == 2
+    with pytest.raises(RegistryError, match="but is version 2"):
+        registry.move_alias("sentiment", "champion", 1, expected=None, reason="late")
+
+
+@pytest.mark.e2e
+def test_a_conflict_on_s3_is_tried_again(s3: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import ClientError
+
+    registry = on_s3(s3, "conflicts", monkeypatch)
+    client = registry.storage.client  # type: ignore[attr-defined]
+    real, calls = client.put_object, []
+
+    def conflicting(**words: object) -> object:
+        conditional = "IfMatch" in words or "IfNoneMatch" in words
+        calls.extend([words] if conditional else [])
+        if conditional and len(calls) % 2:
+            raise ClientError({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")
+        return real(**words)
+
+    monkeypatch.setattr(client, "put_object", conflicting)
+    publish(registry, model)
+    assert registry.move_alias("sentiment", "champion", 1, expected=None, reason="first").version == 1
+    assert len(calls) == 4
+
+
+@pytest.mark.e2e
+def test_what_s3_holds_otherwise_than_sent_is_no_release(
+    s3: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = on_s3(s3, "damaged", monkeypatch)
+    client = registry.storage.client  # type: ignore[attr-defined]
+    real = client.upload_file
+
+    def damaged(path: str, bucket: str, key: str, **more: object) -> None:
+        real(path, bucket, key, **more)
+        client.put_object(Bucket=bucket, Key=key, Body=b"else")
+
+    monkeypatch.setattr(client, "upload_file", damaged)
+    with pytest.raises(RegistryError, match="does not hold what was sent"):
+        publish(registry, model)
+    assert registry.names() == []
+    assert list(registry.storage.list("blobs/")) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"AWS_PROFILE": "nope"}, "correct AWS_PROFILE"),
+        ({"AWS_ACCESS_KEY_ID": "x"}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (
+            {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_ENDPOINT_URL_S3": "not a url"},
+            "AWS_ENDPOINT_URL_S3",
+        ),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "Unable to locate credentials"),
+    ],
+)
+def test_s3_that_is_not_set_up_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RegistryError, match=message):
+        open_registry("s3://bucket/prefix")
 
 
 @pytest.mark.e2e

@@ -32,6 +32,8 @@ class LocalStorage:
             content = (self.root / key).read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _unreadable(self.root / key, error) from error
         return content, _tag(content)
 
     def create(self, key: str, content: bytes) -> bool:
@@ -42,6 +44,8 @@ class LocalStorage:
                 os.link(aside, path)
             except FileExistsError:
                 return False
+            except OSError as error:
+                raise _storage_error(path, error) from error
         _sync_folder(path.parent)
         return True
 
@@ -62,15 +66,23 @@ class LocalStorage:
             found = (self.root / key).stat()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _unreadable(self.root / key, error) from error
         return Stored(key, found.st_size, max(time.time() - found.st_mtime, 0.0))
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """Yield every key below a prefix."""
-        for path in sorted((self.root / prefix).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                stored = self.stat(path.relative_to(self.root).as_posix())
-                if stored:
-                    yield stored
+
+        def fail(error: OSError) -> None:
+            # A folder that is skipped because it cannot be read would make its versions' files look like garbage.
+            if not isinstance(error, FileNotFoundError):
+                raise _unreadable(Path(error.filename or self.root / prefix), error) from error
+
+        walked = os.walk(self.root / prefix, onerror=fail, followlinks=True)
+        for path in sorted(Path(folder) / name for folder, _, names in walked for name in names):
+            stored = self.stat(path.relative_to(self.root).as_posix())
+            if stored:
+                yield stored
 
     def put_file(self, key: str, path: Path, sha256: str) -> None:
         """Write a file whole or not at all."""
@@ -84,7 +96,8 @@ class LocalStorage:
             if sha256_of(aside) != sha256:
                 raise RegistryError(f"{path} changed while it was copied to {self.place}: publish it again.")
             aside.chmod(0o644)
-            os.replace(aside, target)
+            with self._lock():
+                os.replace(aside, target)
         _sync_folder(target.parent)
 
     def get_file(self, key: str, path: Path) -> None:
@@ -93,10 +106,22 @@ class LocalStorage:
             shutil.copyfile(self.root / key, path)
         except FileNotFoundError:
             raise RegistryError(f"{self.place}/{key} is missing: the store is damaged.") from None
+        except PermissionError as error:
+            raise _unreadable(self.root / key, error) from error
 
-    def delete(self, key: str) -> None:
-        """Remove a key."""
-        (self.root / key).unlink(missing_ok=True)
+    def delete_older(self, key: str, seconds: float) -> bool:
+        """Remove a key that is older, and that nobody renews meanwhile: `put_file` waits for the lock."""
+        with self._lock():
+            stored = self.stat(key)
+            if stored is None or stored.age_seconds <= seconds:
+                return False
+            try:
+                (self.root / key).unlink()
+            except OSError as error:
+                raise RegistryError(
+                    f"{self.root / key} cannot be removed: {error.strerror or error}."
+                ) from error
+            return True
 
     @contextlib.contextmanager
     def _written(self, path: Path, content: bytes) -> Iterator[Path]:
@@ -112,7 +137,7 @@ class LocalStorage:
     @contextlib.contextmanager
     def _aside(self, path: Path) -> Iterator[Path]:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
         except OSError as error:
             raise _storage_error(path, error) from error
@@ -124,14 +149,28 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("a") as lock:
+        path = self.root / ".lock"
+        try:
+            _make_folder(self.root)
+            lock = path.open("a")
+        except OSError as error:
+            raise _storage_error(path, error) from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
 
 def _tag(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each on the disk before anything lies in it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _sync(path: Path) -> None:
@@ -151,4 +190,10 @@ def _storage_error(path: Path, error: OSError) -> RegistryError:
     return RegistryError(
         f"The registry cannot write {path}: {error.strerror or error}. Nothing was released; make room or permission and "
         "register again."
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> RegistryError:
+    return RegistryError(
+        f"The registry cannot read {path}: {error.strerror or error}. Check its permissions and the disk it lies on."
     )

@@ -79,6 +79,18 @@ class Alias(Report):
     history: list[Move]
 
     @property
+    def withdrawn(self) -> dict[int, Move]:
+        """Return the versions that were left for one that had been there before, and the moves that left them."""
+        left: dict[int, Move] = {}
+        been: list[int] = []
+        for move in self.history:
+            left.pop(move.version, None)
+            if move.version in been and been[-1] != move.version:
+                left[been[-1]] = move
+            been.append(move.version)
+        return left
+
+    @property
     def previous(self) -> int | None:
         """Return the version that a rollback would bring back; None when there is none."""
         stack: list[int] = []

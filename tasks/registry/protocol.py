@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 import shutil
 import tempfile
@@ -22,7 +23,8 @@ from tasks.reports import FileRecord, Report
 GRACE_SECONDS = 7 * 24 * 3600.0
 """Age from which an unreferenced blob is garbage. Publishers renew what they use at half of it."""
 ALLOWED = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md", ".yaml", ".csv", ".parquet")
-VERSION = re.compile(r"versions/(\d+)\.json$")
+VERSION = re.compile(r"models/([^/]+)/versions/(\d+)\.json$", re.ASCII)
+NUMBER = re.compile(r"[0-9]{1,9}")
 TRIES = 50
 """Times that a version number is tried for, while others take it."""
 
@@ -63,8 +65,8 @@ class Storage(Protocol):
     def get_file(self, key: str, path: Path) -> None:
         """Read a key into a file; RegistryError when there is none."""
 
-    def delete(self, key: str) -> None:
-        """Remove a key; no error when it is gone."""
+    def delete_older(self, key: str, seconds: float) -> bool:
+        """Remove a key if it is older than so many seconds now, and say whether that was so."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,14 @@ class Registry:
 
     def names(self) -> list[str]:
         """Return the names of all releases, in order."""
-        return sorted({stored.key.split("/")[1] for stored in self.storage.list("models/")})
+        found = (VERSION.match(stored.key) for stored in self.storage.list("models/"))
+        return sorted({match[1] for match in found if match})
 
     def versions(self, name: str) -> list[int]:
         """Return the versions of a release, oldest first; empty when there is no such release."""
         _check_name(name)
-        found = (VERSION.search(stored.key) for stored in self.storage.list(f"models/{name}/versions/"))
-        return sorted(int(match[1]) for match in found if match)
+        found = (VERSION.match(stored.key) for stored in self.storage.list(f"models/{name}/versions/"))
+        return sorted(int(match[2]) for match in found if match)
 
     def resolve(self, name: str, reference: str | int) -> Manifest:
         """Return the manifest of a version number or an alias.
@@ -100,7 +103,7 @@ class Registry:
             RegistryError: there is none; the message lists what there is.
         """
         reference = str(reference)
-        version = int(reference) if reference.isdigit() else self._aliased(name, reference).version
+        version = int(reference) if NUMBER.fullmatch(reference) else self._aliased(name, reference).version
         read = self.storage.read(_version_key(name, version))
         if read is None:
             known = ", ".join(map(str, self.versions(name))) or "none"
@@ -158,7 +161,10 @@ class Registry:
                     f"Version {version} of {name!r} cannot be used; nothing was kept:", problems
                 )
             aside.chmod(0o755)
-            aside.rename(folder)
+            try:
+                aside.rename(folder)
+            except OSError as error:
+                raise RegistryError(f"{folder} cannot be put in place: {error.strerror or error}.") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return manifest
@@ -185,15 +191,17 @@ class Registry:
             RegistryError: the folder holds what must not be released, or the storage fails. No version exists then.
         """
         _check_name(name)
+        _check_json({"metrics": metrics, "lineage": lineage})
+        _check_reports(reports)
         sources = _model_files(folder)
         files = [_record(path, path.relative_to(folder).as_posix()) for path in sources]
         report_files = {key: _record(path, path.name) for key, path in sorted(reports.items())}
         digest = content_digest(name, files, report_files, dict(metrics), dict(lineage))
         if (known := self._version_of(name, digest, after=0)) is not None:
             return Published(known, created=False)
-        for path, record in [*zip(sources, files, strict=True)] + [
-            (reports[key], record) for key, record in report_files.items()
-        ]:
+        blobs = [*zip(sources, files, strict=True)]
+        blobs += [(reports[key], record) for key, record in report_files.items()]
+        for path, record in blobs:
             self._put_blob(path, record)
         manifest = Manifest(
             name=name,
@@ -207,7 +215,11 @@ class Registry:
             run_id=run_id,
             created_at=_now(),
         )
-        return self._claim(manifest)
+        published = self._claim(manifest)
+        for path, record in blobs:  # a collector that read the manifests before ours may have taken one
+            if self.storage.stat(_blob_key(record.sha256)) is None:
+                self.storage.put_file(_blob_key(record.sha256), path, record.sha256)
+        return published
 
     def move_alias(
         self,
@@ -265,6 +277,8 @@ class Registry:
     def collect_garbage(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> list[Stored]:
         """Remove blobs that no version refers to and that are older than the grace period; return them.
 
+        A grace period below `GRACE_SECONDS` is safe only while nobody publishes.
+
         Raises:
             RegistryError: a manifest cannot be read: then nothing is removed.
         """
@@ -280,9 +294,10 @@ class Registry:
             for stored in self.storage.list("blobs/")
             if stored.key.rsplit("/", 1)[-1] not in referenced and stored.age_seconds > grace_seconds
         ]
-        for stored in garbage if not dry_run else []:
-            self.storage.delete(stored.key)
-        return garbage
+        # The list may be old by now: a publisher may have renewed a blob, and be about to name it.
+        return [
+            stored for stored in garbage if dry_run or self.storage.delete_older(stored.key, grace_seconds)
+        ]
 
     # --- steps of the above
 
@@ -332,7 +347,11 @@ class Registry:
     def _aliased(self, name: str, alias: str) -> Alias:
         found = self.alias(name, alias)
         if found is None:
-            known = sorted(Path(stored.key).stem for stored in self.storage.list(f"models/{name}/aliases/"))
+            known = sorted(
+                Path(stored.key).stem
+                for stored in self.storage.list(f"models/{name}/aliases/")
+                if stored.key.endswith(".json")
+            )
             raise RegistryError(
                 f"{self.storage.place} has no alias {alias!r} of {name!r}. Aliases: {', '.join(known) or 'none'}."
                 f"{self._names_hint(name)}"
@@ -366,6 +385,25 @@ def _model_files(folder: Path) -> list[Path]:
     return paths
 
 
+def _check_json(documents: Mapping[str, Mapping[str, Any]]) -> None:
+    problems = []
+    for what, document in documents.items():
+        try:
+            same = json.loads(json.dumps(document, allow_nan=False)) == document
+        except (TypeError, ValueError) as error:
+            problems.append(f"{what}: {error}")
+        else:
+            if not same:
+                problems.append(f"{what}: keys must be text, and sequences lists")
+    if problems:
+        raise RegistryError("A manifest holds JSON only; this would not come back as it is:", problems)
+
+
+def _check_reports(reports: Mapping[str, Path]) -> None:
+    if missing := [f"{name}: {path}" for name, path in sorted(reports.items()) if not path.is_file()]:
+        raise RegistryError("These reports are no files:", missing)
+
+
 def _record(path: Path, name: str) -> FileRecord:
     return FileRecord(path=name, sha256=sha256_of(path), size=path.stat().st_size)
 
@@ -380,7 +418,7 @@ def _inside(folder: Path, path: str) -> Path:
 
 
 def _check_name(name: str) -> None:
-    if not NAME_PATTERN.match(name):
+    if not NAME_PATTERN.fullmatch(name):
         raise RegistryError(f"{name!r} is no release name: use lower-case letters, digits and hyphens.")
 
 
@@ -390,7 +428,7 @@ def _check_alias(alias: str) -> None:
             "`latest` is not a thing: the newest version may be one that nobody promoted. Name a version number, or an "
             "alias such as champion."
         )
-    if alias.isdigit() or not NAME_PATTERN.match(alias):
+    if alias.isdecimal() or not NAME_PATTERN.fullmatch(alias):
         raise RegistryError(
             f"{alias!r} is no alias: use lower-case letters, digits and hyphens, a letter first."
         )

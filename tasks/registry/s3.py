@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,12 +12,22 @@ from typing import Any, NoReturn
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 
 from tasks.errors import RegistryError
 from tasks.registry.protocol import Stored
 
-LOST = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+LOST = ("PreconditionFailed", "412")
+UNDECIDED = ("ConditionalRequestConflict", "409")
+"""Two wrote at once, and the service asks to try again."""
+TRIES = 5
 MISSING = ("NoSuchKey", "404", "NotFound")
 CHUNK = 1 << 20
 
@@ -30,7 +41,17 @@ class S3Storage:
             raise RegistryError(f"{location!r} names no bucket: write s3://bucket/prefix.")
         self.bucket, self.prefix, self.place = bucket, prefix.strip("/"), location.rstrip("/")
         retries: Any = {"max_attempts": 4, "mode": "standard"}
-        self.client = boto3.client("s3", config=Config(connect_timeout=10, read_timeout=60, retries=retries))
+        try:
+            self.client = boto3.Session().client(
+                "s3", config=Config(connect_timeout=10, read_timeout=60, retries=retries)
+            )
+        except (
+            BotoCoreError,
+            ValueError,
+        ) as error:  # a ValueError is how an endpoint that is no address is said
+            raise RegistryError(
+                f"The registry {self.place} cannot be used: {error}. Remedy: {_set_up(error)}."
+            ) from error
         # boto3's other transfer client drops a custom endpoint.
         self.transfer = TransferConfig(preferred_transfer_client="classic")
         self._check()
@@ -89,7 +110,7 @@ class S3Storage:
         except (ClientError, BotoCoreError, boto3.exceptions.S3UploadFailedError) as error:
             self._fail(error)
         if digest.hexdigest() != sha256:
-            self.delete(key)
+            self._delete(key)
             raise RegistryError(f"{self.place}/{key} does not hold what was sent: publish it again.")
 
     def get_file(self, key: str, path: Path) -> None:
@@ -103,23 +124,49 @@ class S3Storage:
         except BotoCoreError as error:
             self._fail(error)
 
-    def delete(self, key: str) -> None:
-        """Remove a key."""
+    def delete_older(self, key: str, seconds: float) -> bool:
+        """Remove a key that is older now. S3 cannot look and delete in one step: `publish` looks again afterwards."""
+        stored = self.stat(key)
+        if stored is None or stored.age_seconds <= seconds:
+            return False
+        self._delete(key)
+        return True
+
+    def _delete(self, key: str) -> None:
         try:
             self.client.delete_object(Bucket=self.bucket, Key=self._full(key))
         except (ClientError, BotoCoreError) as error:
             self._fail(error)
 
     def _put(self, key: str, content: bytes, **condition: Any) -> bool:
+        """Write under a condition; the mark tells our own write from another's when the answer to it was lost."""
+        mark = uuid.uuid4().hex
+        for attempt in range(1, TRIES + 1):
+            try:
+                self.client.put_object(
+                    Bucket=self.bucket,
+                    Key=self._full(key),
+                    Body=content,
+                    Metadata={"writer": mark},
+                    **condition,
+                )
+                return True
+            except ClientError as error:
+                if _code(error) in LOST:
+                    return self._written_by(key, mark)
+                if _code(error) not in UNDECIDED or attempt == TRIES:
+                    self._fail(error)
+            except BotoCoreError as error:
+                self._fail(error)
+        return False
+
+    def _written_by(self, key: str, mark: str) -> bool:
+        # boto3 sends a request again when no answer came: then the condition fails because of what it wrote itself.
         try:
-            self.client.put_object(Bucket=self.bucket, Key=self._full(key), Body=content, **condition)
-        except ClientError as error:
-            if _code(error) in LOST:
-                return False
+            found = self.client.head_object(Bucket=self.bucket, Key=self._full(key))
+        except (ClientError, BotoCoreError) as error:
             self._fail(error)
-        except BotoCoreError as error:
-            self._fail(error)
-        return True
+        return bool(found["Metadata"].get("writer") == mark)
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -134,10 +181,8 @@ class S3Storage:
         """Say what is wrong with the storage, and what to do."""
         endpoint = self.client.meta.endpoint_url
         remedy = "try again; if it lasts, look at the service"
-        if isinstance(error, EndpointConnectionError):
-            remedy = "check the network and AWS_ENDPOINT_URL_S3"
-        elif isinstance(error, NoCredentialsError):
-            remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role"
+        if isinstance(error, (EndpointConnectionError, NoCredentialsError)):
+            remedy = _set_up(error)
         elif isinstance(error, ClientError) and _code(error) in (
             "403",
             "AccessDenied",
@@ -150,6 +195,14 @@ class S3Storage:
         raise RegistryError(
             f"The registry {self.place} ({endpoint}) cannot be used: {error}. Remedy: {remedy}."
         ) from error
+
+
+def _set_up(error: Exception) -> str:
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role"
+    if isinstance(error, ProfileNotFound):
+        return "correct AWS_PROFILE, or write that profile into the AWS configuration"
+    return "check the network and AWS_ENDPOINT_URL_S3"
 
 
 def _code(error: ClientError) -> str:
