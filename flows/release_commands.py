@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.console import find_root, say, say_json, say_table
-from tasks.errors import ConfigError, RegistryError, StageError
+from tasks.errors import ConfigError, DataError, RegistryError, StageError
 
 if TYPE_CHECKING:
     from tasks.predict import Prediction
@@ -163,25 +164,31 @@ def release_summary(root: Path, what: str) -> Summary:
     import tempfile
 
     from tasks.paths import Paths
+    from tasks.recipe import NAME_PATTERN
+    from tasks.register import REPORTS
     from tasks.summary import read_reports, summarize
 
     name, _, reference = what.partition("@")
     registry = _registry(root)
     manifest = registry.resolve(name, reference or "champion")
+    recipe = str(manifest.lineage.get("recipe", ""))
+    if not NAME_PATTERN.fullmatch(recipe):
+        raise RegistryError(
+            f"{what}: its lineage names no recipe ({recipe!r}): `retain register` did not make it."
+        )
     with tempfile.TemporaryDirectory() as folder:
-        paths = Paths(Path(folder), str(manifest.lineage["recipe"]))
-        for report in manifest.reports:
-            if hasattr(Paths, report):
-                target: Path = getattr(paths, report)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(registry.read_report(name, manifest.version, report))
+        paths = Paths(Path(folder), recipe)
+        for report in [known for known in REPORTS if known in manifest.reports]:
+            target: Path = getattr(paths, report)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(registry.read_report(name, manifest.version, report))
         lineage = {
             "Release": f"{name} version {manifest.version}",
             "Made": manifest.created_at,
             "Run": manifest.run_id,
             "Commit": manifest.git_commit or "–",
         }
-        return summarize(read_reports(paths), str(manifest.lineage["recipe"]), lineage=lineage)
+        return summarize(read_reports(paths), recipe, lineage=lineage)
 
 
 def _registry(root: Path) -> Registry:
@@ -249,16 +256,29 @@ def _batches(texts: list[str] | None, file: Path | None) -> Iterator[list[str]]:
         return
     if file is None and sys.stdin.isatty():
         raise ConfigError("Give texts as arguments, with --file, or one a line on standard input.")
-    with file.open(encoding="utf-8") if file else sys.stdin as lines:
-        batch: list[str] = []
-        for line in lines:
-            if line.strip():
-                batch.append(line.strip())
-            if len(batch) == BATCH:
-                yield batch
-                batch = []
-        if batch:
+    blank = 0
+    batch: list[str] = []
+    for line in _lines(file):
+        if line.strip():
+            batch.append(line.strip())
+        else:
+            blank += 1
+        if len(batch) == BATCH:
             yield batch
+            batch = []
+    if batch:
+        yield batch
+    if blank:
+        print(f"retain: {blank} blank lines were left out.", file=sys.stderr)
+
+
+def _lines(file: Path | None) -> Iterator[str]:
+    place = str(file) if file else "Standard input"
+    with file.open(encoding="utf-8-sig") if file else contextlib.nullcontext(sys.stdin) as lines:
+        try:
+            yield from lines
+        except UnicodeDecodeError as error:
+            raise DataError(f"{place} is no UTF-8 text ({error}): convert it first.") from None
 
 
 def _say_prediction(prediction: Prediction, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,14 @@ from pathlib import Path
 import pytest
 
 from flows import cli
+from tasks.__main__ import run_stage
 from tasks.models import Classifier, load_encoder, save_classifier
+from tasks.paths import Paths
 from tasks.registry import open_registry
-from tasks.reports import write_report
+from tasks.reports import DecideReport, read_report, write_report
+from tasks.stages import STAGES
+from tests.models_data import tuned_project
+from tests.project import Project
 from tests.test_summary import run_reports
 from tests.tiny import make_tiny_base
 
@@ -166,6 +172,109 @@ def test_show_tells_what_a_release_gained_and_lost(repository: Path, retain: Run
     assert "run-of-model2" in out
 
 
-def test_register_needs_a_recipe_that_is_up_to_date(repository: Path, retain: Run) -> None:
+def test_blank_lines_are_counted_and_a_byte_order_mark_is_no_text(
+    repository: Path, retain: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "lines.txt").write_bytes("\ufeffa good phone\r\n\r\n  \r\na bad film".encode())
+    status, out, err = retain("predict", "sentiment", "--json", "--file", tmp_path / "lines.txt")
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["a good phone", "a bad film"]
+    assert (status, err) == (0, "retain: 2 blank lines were left out.\n")
+    (tmp_path / "lines.txt").write_text("a good phone\n" * 600)
+    assert len(retain("predict", "sentiment", "--file", tmp_path / "lines.txt")[1].splitlines()) == 600
+
+
+def test_a_file_that_is_no_text_is_said(repository: Path, retain: Run, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_bytes("größer".encode("utf-16"))
+    status, out, err = retain("predict", "sentiment", "--file", tmp_path / "lines.txt")
+    assert (status, out) == (1, "")
+    assert "lines.txt is no UTF-8 text" in err
+
+
+def test_a_release_that_no_recipe_made_has_no_summary(
+    repository: Path, retain: Run, models: list[Path]
+) -> None:
+    registry = open_registry(str(repository / "registry"))
+    for number, lineage in enumerate(({}, {"recipe": "../../../outside"}), 1):
+        registry.publish("other", models[0], metrics={}, lineage=lineage, reports={}, run_id="r")
+        status, _, err = retain("show", f"other@{number}")
+        assert (status, "its lineage names no recipe" in err) == (1, True)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a tiny project whose decision is a PASS, and let DVC know all of it."""
+    folder = tmp_path_factory.mktemp("register")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETAIN_HOME", str(folder / "store"))
+        patch.setenv("RETAIN_REGISTRY", str(folder / "none yet"))
+        paths = tuned_project(folder, until="merge")
+        for stage in ("pin", "evaluate", "decide"):
+            run_stage(stage, "tiny", paths.root)
+    decision = read_report(paths.decision, DecideReport)
+    write_report(paths.decision, decision.model_copy(update={"verdict": "PASS"}))
+    Project(paths.root).dvc("commit", "--force", "--quiet")
+    return folder
+
+
+@pytest.fixture
+def project(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    shutil.copytree(built / "project", tmp_path / "project", symlinks=True)
+    monkeypatch.setenv("RETAIN_HOME", str(built / "store"))
+    monkeypatch.setenv("RETAIN_REGISTRY", str(tmp_path / "registry"))
+    monkeypatch.chdir(tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+def test_register_publishes_once_and_says_so_as_ci_reads_it(
+    project: Project, retain: Run, tmp_path: Path
+) -> None:
+    status, out, err = retain("register", "tiny", "--no-promote", "--json")
+    assert status == 0, err
+    assert '"created": true' in out
+    assert '"promoted": false' in out
+    made = json.loads(out)
+    assert (made["name"], made["version"], made["champion"], made["verdict"]) == ("tiny", 1, None, "PASS")
+    assert retain("register", "tiny", "--promote")[1] == (
+        "tiny version 1 was released before, now the champion.\n"
+    )
+    again = retain("register", "tiny", "--promote", "--json")[1]
+    assert '"created": false' in again
+    assert '"promoted": false' in again
+    manifest = open_registry(str(tmp_path / "registry")).resolve("tiny", "champion")
+    assert manifest.git_commit == project.git("rev-parse", "HEAD").strip()
+    assert set(manifest.lineage["lock"]) == {f"{stage}@tiny" for stage in STAGES}
+    assert retain("predict", "tiny", "a good phone")[0] == 0
+    assert "tiny version 1" in retain("show", "tiny@champion")[1]
+
+
+def test_register_refuses_what_is_not_up_to_date(project: Project, retain: Run, tmp_path: Path) -> None:
+    project.change("learning_rate: 1.0e-4", "learning_rate: 2.0e-4")
+    status, out, err = retain("register", "tiny", "--json")
+    assert (status, out) == (1, "")
+    assert "tiny is not up to date (finetune" in err
+    assert "`retain run tiny`" in err
+    assert not (tmp_path / "registry").exists()
+
+
+def test_register_ends_with_3_when_the_decision_is_no_pass(
+    project: Project, retain: Run, tmp_path: Path
+) -> None:
+    paths = Paths(project.root, "tiny")
+    decision = read_report(paths.decision, DecideReport)
+    paths.decision.unlink()  # a link into the cache, maybe
+    write_report(
+        paths.decision,
+        decision.model_copy(update={"verdict": "FAIL", "reasons": ["lost all", "gained none"]}),
+    )
+    project.dvc("commit", "--force", "--quiet")
+    status, out, err = retain("register", "tiny", "--json")
+    assert (status, out) == (3, "")
+    assert "FAIL: tiny must not ship" in err
+    assert "lost all" in err
+    assert "gained none" in err
+    assert not (tmp_path / "registry").exists()
+
+
+def test_register_needs_a_recipe(repository: Path, retain: Run) -> None:
     status, _, err = retain("register", "nothing")
     assert (status, "There is no recipe" in err) == (1, True)
