@@ -66,10 +66,11 @@ def _of_tables(paths: Paths) -> Figures:
 
 
 def _leaves(value: Any, place: str) -> list[tuple[str, float | str | None]]:
-    """Return numbers and short words with their places; texts, hashes and p values are not what a stage computes."""
+    """Return numbers and short words with their places; which examples flipped is left out: it hangs on last digits."""
     if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if key != "flips"}
         return [
-            leaf for key, item in value.items() for leaf in _leaves(item, f"{place}.{key}" if place else key)
+            leaf for key, item in kept.items() for leaf in _leaves(item, f"{place}.{key}" if place else key)
         ]
     if isinstance(value, list):
         return [leaf for number, item in enumerate(value) for leaf in _leaves(item, f"{place}[{number}]")]
