@@ -253,6 +253,8 @@ def test_content_that_changed_in_the_store_is_never_loaded(tmp_path: Path, model
     with pytest.raises(RegistryError) as caught:
         registry.download("sentiment", 1, tmp_path / "back")
     assert "is missing" in caught.value.problems[0]
+    assert publish(registry, model) == Published(1, created=False)  # the remedy of the message
+    registry.download("sentiment", 1, tmp_path / "back")
 
 
 def test_a_manifest_that_points_outside_is_not_followed(tmp_path: Path, model: Path) -> None:

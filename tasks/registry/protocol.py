@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -196,11 +196,12 @@ class Registry:
         sources = _model_files(folder)
         files = [_record(path, path.relative_to(folder).as_posix()) for path in sources]
         report_files = {key: _record(path, path.name) for key, path in sorted(reports.items())}
-        digest = content_digest(name, files, report_files, dict(metrics), dict(lineage))
-        if (known := self._version_of(name, digest, after=0)) is not None:
-            return Published(known, created=False)
         blobs = [*zip(sources, files, strict=True)]
         blobs += [(reports[key], record) for key, record in report_files.items()]
+        digest = content_digest(name, files, report_files, dict(metrics), dict(lineage))
+        if (known := self._version_of(name, digest, after=0)) is not None:
+            self._put_missing(blobs)
+            return Published(known, created=False)
         for path, record in blobs:
             self._put_blob(path, record)
         manifest = Manifest(
@@ -216,9 +217,7 @@ class Registry:
             created_at=_now(),
         )
         published = self._claim(manifest)
-        for path, record in blobs:  # a collector that read the manifests before ours may have taken one
-            if self.storage.stat(_blob_key(record.sha256)) is None:
-                self.storage.put_file(_blob_key(record.sha256), path, record.sha256)
+        self._put_missing(blobs)  # a collector that read the manifests before ours may have taken one
         return published
 
     def move_alias(
@@ -326,6 +325,11 @@ class Registry:
         if stored and stored.size == record.size and stored.age_seconds < GRACE_SECONDS / 2:
             return
         self.storage.put_file(key, path, record.sha256)
+
+    def _put_missing(self, blobs: Iterable[tuple[Path, FileRecord]]) -> None:
+        for path, record in blobs:
+            if self.storage.stat(_blob_key(record.sha256)) is None:
+                self.storage.put_file(_blob_key(record.sha256), path, record.sha256)
 
     def _get_verified(self, file: FileRecord, path: Path) -> None:
         key = _blob_key(file.sha256)
