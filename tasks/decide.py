@@ -129,6 +129,7 @@ def _judge_suite(
     known: bool,
 ) -> reports.SuiteVerdict:
     lower, upper = loss.lower(section.confidence), loss.upper(section.confidence)
+    p_value = 1.0 if margin is None else loss.p_not_below(margin)
     needed = None
     verdict: Verdict
     if margin is None:
@@ -141,7 +142,7 @@ def _judge_suite(
         )
     else:
         needed = examples_needed(loss, margin, section.confidence, section.power)
-        passed = loss.p_not_below(margin) <= 1 - section.confidence
+        passed = p_value <= 1 - section.confidence
         verdict = "FAIL" if failed else "PASS" if passed else "INCONCLUSIVE"
         reason = _suite_reason(outcome, margin, lower, upper, needed, section, verdict)
     return reports.SuiteVerdict(
@@ -153,7 +154,7 @@ def _judge_suite(
         loss=outcome.loss,
         lower=lower,
         upper=upper,
-        p_value=loss.p_not_below(margin) if margin is not None else 1.0,
+        p_value=p_value,
         examples=outcome.examples,
         examples_needed=needed,
         verdict=verdict,

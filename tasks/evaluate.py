@@ -96,7 +96,7 @@ def _suites(
     folders = sorted(folder for folder in paths.report_half.iterdir() if folder.is_dir())
     for folder in folders:
         suite = read_suite(folder)
-        outcome, _ = compare(suite, before, after)
+        outcome = compare(suite, before, after)
         write_table(records(suite, before, after), aside / "suites" / f"{suite.name}.parquet")
         log.info(
             "%s: %s %.4f → %.4f on %d examples",

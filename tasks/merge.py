@@ -18,12 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from tasks import reports
 from tasks.device import hold_device
 from tasks.forgetting.measure import Subject, compare, reference
-from tasks.forgetting.rule import CALIBRATION
+from tasks.forgetting.rule import errors_to_margin
 from tasks.forgetting.suites import Suite, read_suites
 from tasks.models import (
     Classifier,
@@ -128,7 +127,7 @@ class _Search:
         subject = self._subject(alpha, model)
         # What informs does not steer: it is measured where people look, at the two ends.
         suites = [suite for suite in self._suites if alpha in (0.0, 1.0) or self.budget[suite.name].margin]
-        outcomes = [compare(suite, self._reference, subject)[0] for suite in suites]
+        outcomes = [compare(suite, self._reference, subject) for suite in suites]
         blocked = [outcome.name for outcome in outcomes if alpha > 0 and not self._leaves_room(outcome)]
         log.info(
             "α = %g: validation %.4f; %s%s",
@@ -150,9 +149,8 @@ class _Search:
         margin = self.budget[outcome.name].margin
         if margin is None:
             return True
-        level = (1 - self.rule.confidence) * CALIBRATION
-        room = stats.norm.isf(level) + stats.norm.ppf(self.rule.power)
-        return bool(outcome.loss + room * outcome.standard_error <= margin)
+        room = errors_to_margin(self.rule.confidence, self.rule.power)
+        return outcome.loss + room * outcome.standard_error <= margin
 
     def _subject(self, alpha: float, model: Classifier) -> Subject:
         if alpha == 1:

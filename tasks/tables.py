@@ -69,7 +69,7 @@ def read_table(table: Table, folder: Path, labels: list[str]) -> tuple[pd.DataFr
         frame, dropped = _labels_from_sign(table, frame, problems)
     else:
         frame["label"] = frame["label"].str.strip()
-    empty = frame["label"].isna() | (frame["label"] == "")
+    empty = _blank(frame["label"])
     _report(problems, frame, empty, "the label is empty")
     unknown = ~frame["label"].isin(labels) & ~empty
     values = ", ".join(sorted(set(frame.loc[unknown, "label"]))[:SHOWN])

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.embeddings import embed, vectors_folder
-from tasks.forgetting.rule import PairedLoss, paired_loss
+from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.suites import Suite
 from tasks.models import Encoder, load_encoder, weights_fingerprint
 from tasks.recipe import Evaluate
@@ -62,11 +62,11 @@ def reference(base: Base, start: Encoder, settings: Evaluate, root: Path) -> Sub
     return Subject(encoder, settings, base.first_base.fingerprint)
 
 
-def compare(suite: Suite, base: Subject, candidate: Subject) -> tuple[SuiteOutcome, PairedLoss]:
-    """Measure both models on one suite; return the figures and the paired losses they stand on."""
+def compare(suite: Suite, base: Subject, candidate: Subject) -> SuiteOutcome:
+    """Measure both models on one suite."""
     before, after = base.outcomes(suite), candidate.outcomes(suite)
-    loss = paired_loss(before.tolist(), after.tolist(), suite.examples["group"].tolist())
-    outcome = SuiteOutcome(
+    loss = paired_loss(before, after, suite.examples["group"].tolist())
+    return SuiteOutcome(
         name=suite.name,
         metric=suite.info.metric,
         examples=len(before),
@@ -76,7 +76,6 @@ def compare(suite: Suite, base: Subject, candidate: Subject) -> tuple[SuiteOutco
         standard_error=loss.standard_error,
         chance=suite.chance,
     )
-    return outcome, loss
 
 
 def records(suite: Suite, base: Subject, candidate: Subject) -> pd.DataFrame:

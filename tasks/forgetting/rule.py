@@ -181,23 +181,32 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
     )
     spread = min(squares.upper(1 - level / 2), 1.0)
     design = len(loss.values) / loss.effective_examples
-    z = stats.norm.isf(level * CALIBRATION) + stats.norm.ppf(power)
+    z = errors_to_margin(confidence, power)
     by_spread = spread * design * (z / margin) ** 2
     by_floor = fewest_examples(margin, confidence) * design
     needed = math.ceil(max(by_spread, by_floor))
     return needed if needed <= MOST_EXAMPLES else None
 
 
+def errors_to_margin(confidence: float, power: float) -> float:
+    """Return how many standard errors below the margin a loss must lie to pass with `power`: z_α + z_β."""
+    return _z(confidence) + float(stats.norm.ppf(power))
+
+
+def _z(confidence: float) -> float:
+    return float(stats.norm.isf((1 - confidence) * CALIBRATION))
+
+
 def fewest_examples(margin: float, confidence: float) -> int:
     """Return the number of examples below which the rule cannot pass a model that lost nothing."""
     unseen = math.ceil(math.log(1 - confidence) / math.log(1 - margin))
-    z = stats.norm.isf((1 - confidence) * CALIBRATION)
+    z = _z(confidence)
     return max(unseen, math.ceil(z**2 * (1 - margin) / margin))
 
 
 def smallest_margin(examples: int, confidence: float) -> float:
     """Return the margin below which so many examples cannot pass a model that lost nothing."""
-    z = stats.norm.isf((1 - confidence) * CALIBRATION)
+    z = _z(confidence)
     return max(1 - (1 - confidence) ** (1 / examples), z**2 / (examples + z**2))
 
 

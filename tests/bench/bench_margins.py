@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-from scipy import stats
 
-from tasks.forgetting.rule import CALIBRATION, paired_loss, smallest_margin
+from tasks.forgetting.rule import errors_to_margin, paired_loss, smallest_margin
 from tasks.paths import Paths
 from tasks.recipe import load_recipe, recipe_path
 from tests.bench.figures import ROOT, Figure, publish
@@ -33,7 +32,7 @@ def main() -> None:
 def _figures(paths: Paths) -> Iterator[Figure]:
     recipe = load_recipe(recipe_path(paths.root, RECIPE))
     level, power = 1 - recipe.decide.confidence, recipe.decide.power
-    z = float(stats.norm.isf(level * CALIBRATION) + stats.norm.ppf(power))
+    z = errors_to_margin(1 - level, power)
     for file in sorted((paths.records / "suites").glob("*.parquet")):
         yield from _suite(file, z, recipe.budget[file.stem].margin, 1 - level)
 
