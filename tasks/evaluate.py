@@ -20,12 +20,12 @@ import pandas as pd
 from tasks import reports
 from tasks.device import hold_device
 from tasks.errors import StageError
-from tasks.files import write_text
+from tasks.files import folder_fingerprint, write_text
 from tasks.forgetting.bootstrap import group_weights, interval, macro_f1
 from tasks.forgetting.measure import Subject, compare, records, reference
 from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.suites import read_suite
-from tasks.models import Classifier, load_classifier, model_fingerprint, pick_device, start_classifier
+from tasks.models import Classifier, load_classifier, pick_device, start_classifier
 from tasks.paths import Paths, registry_root
 from tasks.recipe import Decide, Evaluate
 from tasks.sources import base_folder
@@ -62,7 +62,7 @@ def evaluate(section: Evaluate, rule: Decide, *, paths: Paths) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     report = reports.EvaluateReport(
         base_model=base.fingerprint,
-        candidate_model=model_fingerprint(paths.chosen),
+        candidate_model=folder_fingerprint(paths.chosen),
         champion=pin.champion,
         targets=targets,
         suites=suites,
@@ -172,7 +172,7 @@ def _champion(pin: reports.Pin, candidate: Classifier, section: Evaluate, paths:
     """Load the pinned champion; it is the candidate itself when their content is the same."""
     if pin.champion is None:
         return None
-    if pin.champion_model == model_fingerprint(paths.chosen):
+    if pin.champion_model == folder_fingerprint(paths.chosen):
         return candidate
     from tasks.registry import open_registry
 

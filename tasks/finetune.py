@@ -21,7 +21,7 @@ from tasks import reports
 from tasks.device import hold_device
 from tasks.errors import ConfigError
 from tasks.files import write_text
-from tasks.models import Classifier, Encoder, load_encoder, pick_device, save_classifier
+from tasks.models import Classifier, Encoder, load_encoder, make_classifier, pick_device, save_classifier
 from tasks.passport import verify_passport
 from tasks.paths import Paths, store
 from tasks.recipe import Finetune
@@ -102,15 +102,7 @@ def _classifier(
     head = fresh_head(dimensions, classes, section.seed)
     if section.method != "full":
         head.load_state_dict(probe)
-    return Classifier(
-        encoder.model,
-        encoder.tokenizer,
-        encoder.device,
-        encoder.precision,
-        head.to(encoder.device),
-        labels,
-        section.max_length,
-    )
+    return make_classifier(encoder, head, labels, section.max_length)
 
 
 def _train(

@@ -21,6 +21,7 @@ import pandas as pd
 
 from tasks import reports
 from tasks.device import hold_device
+from tasks.files import folder_fingerprint
 from tasks.forgetting.measure import Subject, compare, reference
 from tasks.forgetting.rule import errors_to_margin
 from tasks.forgetting.suites import Suite, read_suites
@@ -28,7 +29,6 @@ from tasks.models import (
     Classifier,
     interpolate,
     load_classifier,
-    model_fingerprint,
     pick_device,
     save_classifier,
     start_classifier,
@@ -66,7 +66,7 @@ def merge(
         rescued=not whole.within_budget and chosen.alpha > 0,
         outcomes=outcomes,
         flips=flips,
-        model=model_fingerprint(paths.chosen),
+        model=folder_fingerprint(paths.chosen),
     )
     reports.write_report(paths.merge, report)
 

@@ -26,7 +26,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tasks.errors import StageError
-from tasks.files import folder_fingerprint, write_text
+from tasks.files import write_text
 
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 65_536}
 """Padded tokens of a forward pass without gradients: a CPU gains nothing from more, and pads more."""
@@ -174,6 +174,19 @@ def start_classifier(
     return _with_head(load_encoder(base_folder, device, precision), weights, head)
 
 
+def make_classifier(encoder: Encoder, head: nn.Linear, labels: Sequence[str], max_length: int) -> Classifier:
+    """Put a head on an encoder, on the encoder's device; both share the encoder's weights."""
+    return Classifier(
+        encoder.model,
+        encoder.tokenizer,
+        encoder.device,
+        encoder.precision,
+        head.to(encoder.device),
+        labels,
+        max_length,
+    )
+
+
 def save_classifier(
     classifier: Classifier, folder: Path, start_head: dict[str, Tensor] | None = None
 ) -> None:
@@ -225,11 +238,6 @@ def weights_fingerprint(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def model_fingerprint(folder: Path) -> str:
-    """Name a model folder by its content: sha256 in hex."""
-    return folder_fingerprint(folder)
-
-
 def _load_weights(folder: Path) -> PreTrainedModel:
     """Load an encoder all of whose weights are in its files."""
     transformers_logging.disable_progress_bar()
@@ -274,15 +282,7 @@ def _with_head(encoder: Encoder, weights: dict[str, Tensor], head: dict[str, Any
         raise StageError(f"the head has {classes} classes but {len(head['labels'])} labels")
     linear = nn.Linear(dimensions, classes)
     linear.load_state_dict(weights)
-    return Classifier(
-        encoder.model,
-        encoder.tokenizer,
-        encoder.device,
-        encoder.precision,
-        linear.to(encoder.device),
-        head["labels"],
-        head["max_length"],
-    )
+    return make_classifier(encoder, linear, head["labels"], head["max_length"])
 
 
 def _forget_last_call(tokenizer: Any) -> None:

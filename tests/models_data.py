@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tasks.__main__ import run_stage
 from tasks.paths import Paths
+from tasks.stages import STAGES
 from tests.project import make_project
 
 
@@ -18,7 +19,7 @@ def tuned_project(folder: Path, *, until: str = "finetune") -> Paths:
     before = os.environ.get("RETAIN_HOME")
     os.environ["RETAIN_HOME"] = str(folder / "store")
     try:
-        for stage in ("prepare", "validate", "check", "gate", "finetune", "merge"):
+        for stage in STAGES:
             run_stage(stage, "tiny", project.root)
             if stage == until:
                 break

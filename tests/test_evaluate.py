@@ -9,7 +9,7 @@ import pytest
 
 from tasks import reports
 from tasks.evaluate import evaluate
-from tasks.models import model_fingerprint
+from tasks.files import folder_fingerprint
 from tasks.paths import Paths
 from tasks.recipe import load_recipe
 from tests.models_data import tuned_project
@@ -55,7 +55,7 @@ def test_the_task_is_scored_on_the_test_split(project: Paths, report: reports.Ev
 
 
 def test_it_says_which_models_it_measured(project: Paths, report: reports.EvaluateReport) -> None:
-    assert report.candidate_model == model_fingerprint(project.chosen)
+    assert report.candidate_model == folder_fingerprint(project.chosen)
     assert report.base_model == reports.read_report(project.base, reports.Base).fingerprint
 
 

@@ -33,9 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
         patch.setenv("RETAIN_HOME", str(folder / "store"))
         patch.setenv("RETAIN_REGISTRY", str(folder / "registry"))
         patch.setenv("PYTHONPATH", str(CHECKOUT))
-        paths = tuned_project(folder, until="merge")
-        for stage in ("pin", "evaluate", "decide"):
-            run_stage(stage, "tiny", paths.root)
+        paths = tuned_project(folder, until="decide")
         yield paths
 
 

@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 
 from tasks import merge as stage
 from tasks import reports
+from tasks.files import folder_fingerprint
 from tasks.merge import merge
-from tasks.models import load_classifier, model_fingerprint
+from tasks.models import load_classifier
 from tasks.paths import Paths
 from tasks.recipe import load_recipe
 from tests.models_data import tuned_project
@@ -49,7 +50,7 @@ def test_a_tuned_model_that_forgot_nothing_needs_no_search(project: Paths) -> No
     report = run(project, margin=0.99)
     assert [found.alpha for found in report.outcomes] == [0.0, 1.0]
     assert not report.rescued
-    assert report.model == model_fingerprint(project.chosen)
+    assert report.model == folder_fingerprint(project.chosen)
 
 
 def test_the_chosen_model_is_the_interpolation(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,9 +107,9 @@ def test_flips_are_the_worst_of_the_selection_half(project: Paths) -> None:
 
 def test_same_inputs_give_the_same_bytes(project: Paths) -> None:
     run(project)
-    first = project.merge.read_bytes(), model_fingerprint(project.chosen)
+    first = project.merge.read_bytes(), folder_fingerprint(project.chosen)
     run(project)
-    assert (project.merge.read_bytes(), model_fingerprint(project.chosen)) == first
+    assert (project.merge.read_bytes(), folder_fingerprint(project.chosen)) == first
 
 
 def test_the_chosen_model_classifies(project: Paths) -> None:

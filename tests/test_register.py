@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tasks import reports
-from tasks.__main__ import run_stage
 from tasks.errors import Refused, StageError
 from tasks.files import folder_fingerprint
 from tasks.paths import Paths
@@ -32,9 +31,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETAIN_HOME", str(folder / "store"))
         patch.setenv("RETAIN_REGISTRY", str(folder / "none yet"))
-        paths = tuned_project(folder, until="merge")
-        for stage in ("pin", "evaluate", "decide"):
-            run_stage(stage, "tiny", paths.root)
+        tuned_project(folder, until="decide")
     return folder
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from tasks.__main__ import run_stage
 from tasks.models import Classifier, load_encoder, save_classifier
 from tasks.paths import Paths
 from tasks.registry import open_registry
@@ -207,9 +206,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETAIN_HOME", str(folder / "store"))
         patch.setenv("RETAIN_REGISTRY", str(folder / "none yet"))
-        paths = tuned_project(folder, until="merge")
-        for stage in ("pin", "evaluate", "decide"):
-            run_stage(stage, "tiny", paths.root)
+        paths = tuned_project(folder, until="decide")
     decision = read_report(paths.decision, DecideReport)
     write_report(paths.decision, decision.model_copy(update={"verdict": "PASS"}))
     Project(paths.root).dvc("commit", "--force", "--quiet")

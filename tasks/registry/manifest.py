@@ -37,7 +37,7 @@ class Manifest(Report):
 
     @property
     def model_fingerprint(self) -> str:
-        """Name the model by its content, as `tasks.models.model_fingerprint` names its folder."""
+        """Name the model by its content, as `tasks.files.folder_fingerprint` names its folder."""
         return fingerprint([(file.path, file.sha256) for file in self.files])
 
 
