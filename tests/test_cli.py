@@ -7,22 +7,20 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from flows import cli
 from flows.console import duration, find_root, parse_settings, say_table
 from flows.plan import Plan, PlannedStage
 from tasks import errors
 from tasks.paths import Paths
 from tasks.reports import write_report
+from tests.conftest import Run
 from tests.test_summary import run_reports
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("prefect", "dvc", "torch", "pandas", "great_expectations", "pydantic", "yaml", "jinja2", "rich")
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -35,23 +33,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(root)
     monkeypatch.setenv("RETAIN_REGISTRY", str(root / "registry"))
     return root
-
-
-@pytest.fixture
-def retain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["retain", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def test_help_imports_nothing_heavy_and_is_quick() -> None:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from flows import cli
 from tasks.models import Classifier, load_encoder, save_classifier
 from tasks.paths import Paths
 from tasks.registry import open_registry
 from tasks.reports import DecideReport, read_report, write_report
 from tasks.stages import STAGES
+from tests.conftest import Run
 from tests.models_data import tuned_project
 from tests.project import Project
 from tests.test_summary import run_reports
 from tests.tiny import make_tiny_base
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +65,6 @@ def repository(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
     registry.move_alias("sentiment", "champion", 1, expected=None, reason="passed")
     return root
-
-
-@pytest.fixture
-def retain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line in this process."""
-
-    def run(*arguments: object, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["retain", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def test_releases_are_listed_with_aliases_and_figures(repository: Path, retain: Run) -> None:
