@@ -14,7 +14,6 @@ from flows.console import find_root, say, say_json, say_table
 from tasks.errors import ConfigError, DataError, RegistryError, StageError
 
 if TYPE_CHECKING:
-    from tasks.predict import Prediction
     from tasks.registry import Registry
     from tasks.summary import Summary
 
@@ -139,12 +138,12 @@ def predict(
     ],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts to classify; else one a line from standard input."),
+        typer.Argument(metavar="[TEXT]...", help="Texts; else one a line from standard input."),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Classify the lines of this file.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Take the lines of this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts with a release, after verifying every file of it."""
+    """Use a release on texts (classify, answer, embed), after verifying every file of it."""
     if file is not None and texts:
         raise ConfigError("Give texts, or --file with one a line; not both.")
     if file is not None and not file.is_file():
@@ -155,8 +154,8 @@ def predict(
     name, _, reference = release.partition("@")
     loaded = load_release(registry_root(find_root()), name, reference or "champion")
     for batch in _batches(texts, file):
-        for prediction in loaded.classify(batch):
-            _say_prediction(prediction, as_json)
+        for content, answer in zip(batch, loaded.answer(batch), strict=True):
+            _say_answer(content, answer, as_json)
 
 
 def release_summary(root: Path, what: str) -> Summary:
@@ -281,8 +280,12 @@ def _lines(file: Path | None) -> Iterator[str]:
             raise DataError(f"{place} is no UTF-8 text ({error}): convert it first.") from None
 
 
-def _say_prediction(prediction: Prediction, as_json: bool) -> None:
+def _say_answer(text: str, answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        say_json(vars(prediction))
+        say_json({"text": text, **answer})
+    elif "reply" in answer:
+        say(answer["reply"])
+    elif "label" in answer:
+        say(f"{answer['label']}  {answer.get('probability', answer.get('cosine', 0.0)):.3f}  {text}")
     else:
-        say(f"{prediction.label}  {prediction.probability:.3f}  {prediction.text}")
+        say(f"{' '.join(f'{value:.4f}' for value in answer['vector'])}")

@@ -68,8 +68,14 @@ def _zero_and_margin_labels(x: Scale, margin: float | None, width: int) -> list[
     return [_text("0", x(0), 43, "middle"), _text(label, width - 2, 43, "end")]
 
 
-def accuracy_chart(
-    base: float, candidate: float, interval: tuple[float, float], bounds: tuple[float, float]
+def gain_chart(
+    base: float,
+    candidate: float,
+    interval: tuple[float, float],
+    bounds: tuple[float, float],
+    *,
+    percent: bool = True,
+    name: str = "accuracy",
 ) -> str:
     """Draw base (ring) → candidate (dot) with the gain's interval, on a scale that all rows share."""
     width, height, middle = 240, 40, 14
@@ -79,14 +85,17 @@ def accuracy_chart(
     parts = [
         _rule(12, width - 18, middle, middle, "axis"),
         *(_rule(x(tick), x(tick), middle - 3, middle + 3, "axis") for tick in ticks(*bounds, count=4)),
-        *(_text(f"{tick:.0%}", x(tick), 36, "middle") for tick in ticks(*bounds, count=4)),
+        *(
+            _text(f"{tick:.0%}" if percent else f"{tick:g}", x(tick), 36, "middle")
+            for tick in ticks(*bounds, count=4)
+        ),
         f'<rect class="span {level}" x="{x(low):.1f}" y="{middle - 5}" '
         f'width="{max(x(high) - x(low), 1):.1f}" height="10" rx="5"/>',
         _rule(x(base), x(candidate), middle, middle, f"bar {level}"),
         f'<circle class="ring" cx="{x(base):.1f}" cy="{middle}" r="4.5"/>',
         f'<circle class="dot {level}" cx="{x(candidate):.1f}" cy="{middle}" r="4.5"/>',
     ]
-    return _svg(parts, width, height, f"accuracy {base:.3f} before, {candidate:.3f} after")
+    return _svg(parts, width, height, f"{name} {base:.3f} before, {candidate:.3f} after")
 
 
 def line_chart(

@@ -24,9 +24,9 @@ from tasks.errors import DataError
 from tasks.measures import diversity, duplicates, harm, labels, mismatch
 from tasks.measures.reference import REFERENCE_TEXTS
 from tasks.paths import Paths
-from tasks.recipe import Check
-from tasks.reports import Base, CheckReport, Measure, read_report, write_report
-from tasks.splits import SPLITS, read_splits
+from tasks.recipe import SPLITS, Check
+from tasks.reports import Base, CheckReport, Measure, SplitSchema, read_report, write_report
+from tasks.splits import read_splits, target_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,22 +69,25 @@ def check(section: Check, *, paths: Paths) -> None:
         *_duplicates(tables["train"], section.near_duplicate_similarity),
         *(_leak(tables, split, section.near_duplicate_similarity) for split in ("test", "validation")),
         _group_leak(tables),
-        _conflicts(tables, schema.labels),
-        *_balance(tables["train"], schema.labels),
-        _wording(tables["train"]),
     ]
-    samples, reference = _embedded(section, paths, tables)
+    if schema.labels:
+        measures += [_conflicts(tables, schema.labels), *_balance(tables["train"], schema.labels)]
+    if "image" not in tables["train"]:
+        measures.append(_wording(tables["train"]))
+    samples, reference = _embedded(section, schema, paths, tables)
     train, targets = samples[0], samples[1:]
     measures += _diversity(train, reference, section.seed)
-    log.info("Fitting probes on %d training rows", len(train.rows))
-    probe = labels.probe(train.vectors, train.labels, train.groups, section.seed) if _enough(train) else None
-    measures.append(_label_noise(train, probe, schema.labels))
+    probe = None
+    if schema.labels:
+        log.info("Fitting probes on %d training rows", len(train.rows))
+        if _enough(train):
+            probe = labels.probe(train.vectors, train.labels, train.groups, section.seed)
+        measures.append(_label_noise(train, probe, schema.labels))
     for target in targets:
         log.info("Comparing with target %s", target.name)
-        measures += [
-            *_mismatch(train, target, section),
-            _expected_accuracy(train, target, probe, section.seed),
-        ]
+        measures += _mismatch(train, target, section)
+        if schema.labels:
+            measures.append(_expected_accuracy(train, target, probe, section.seed))
     report = CheckReport(
         splits=schema.fingerprint,
         rows=sum(schema.rows.values()),
@@ -100,7 +103,7 @@ def check(section: Check, *, paths: Paths) -> None:
 
 def _must_be_usable(tables: dict[str, pd.DataFrame], classes: int) -> None:
     problems = [] if len(tables["train"]) else ["train: no rows"]
-    for name in SPLITS:
+    for name in SPLITS if classes else ():
         outside = tables[name][~tables[name]["label"].between(0, classes - 1)]
         if len(outside):
             problems.append(
@@ -116,7 +119,7 @@ def _must_be_usable(tables: dict[str, pd.DataFrame], classes: int) -> None:
 
 
 def _duplicates(train: pd.DataFrame, similarity: float) -> list[Measure]:
-    texts = train["text"].tolist()
+    texts = _forms(train)
     exact = duplicates.exact_clusters(texts)
     near = duplicates.near_clusters(texts, similarity)
     return [
@@ -138,6 +141,15 @@ def _duplicates(train: pd.DataFrame, similarity: float) -> list[Measure]:
     ]
 
 
+def _forms(table: pd.DataFrame) -> list[str]:
+    """Return what two rows have in common when one is a copy of the other: their texts, or an image's content."""
+    if "image" in table:
+        return [hashlib.sha256(content).hexdigest() for content in table["image"]]
+    if "positive" in table:
+        return (table["text"] + "\n" + table["positive"]).tolist()
+    return table["text"].tolist()
+
+
 def _redundant(clusters: NDArray[np.int64]) -> float:
     return 1 - len(np.unique(clusters)) / len(clusters)
 
@@ -156,7 +168,7 @@ def _largest_clusters(table: pd.DataFrame, clusters: NDArray[np.int64]) -> list[
 
 def _leak(tables: dict[str, pd.DataFrame], split: str, similarity: float) -> Measure:
     table, train = tables[split], tables["train"]
-    found = duplicates.leaks(table["text"].tolist(), train["text"].tolist(), similarity)
+    found = duplicates.leaks(_forms(table), _forms(train), similarity)
     leaked = np.flatnonzero(found >= 0)
     return Measure(
         name=f"leaked_{split}_share",
@@ -197,10 +209,9 @@ def _conflicts(tables: dict[str, pd.DataFrame], names: Sequence[str]) -> Measure
     import pandas as pd
 
     rows = pd.concat([tables[split].assign(split=split) for split in SPLITS], ignore_index=True)
-    conflict = duplicates.conflicts(rows["text"].tolist(), rows["label"].tolist())
-    first = sorted(
-        np.flatnonzero(conflict).tolist(), key=lambda row: duplicates.normalise(rows["text"].iloc[row])
-    )
+    forms = _forms(rows)
+    conflict = duplicates.conflicts(forms, rows["label"].tolist())
+    first = sorted(np.flatnonzero(conflict).tolist(), key=lambda row: duplicates.normalise(forms[row]))
     return Measure(
         name="conflicting_label_share",
         value=float(conflict.mean()),
@@ -253,19 +264,23 @@ def _wording(train: pd.DataFrame) -> Measure:
 
 
 def _embedded(
-    section: Check, paths: Paths, tables: dict[str, pd.DataFrame]
-) -> tuple[list[Sample], NDArray[np.float32]]:
-    """Return the samples of train and of each target, and the vectors of the reference texts."""
+    section: Check, schema: SplitSchema, paths: Paths, tables: dict[str, pd.DataFrame]
+) -> tuple[list[Sample], NDArray[np.float32] | None]:
+    """Return the samples of train and of each target, and the vectors of the reference texts (none for images)."""
     base = read_report(paths.base, Base)
-    names = ["train", *(name for name in tables if name not in SPLITS)]
+    what = "image" if "image" in tables["train"] else "text"
+    names = ["train", *target_names(schema)]
     rows = {name: _sampled(tables[name], section.max_rows, section.seed) for name in names}
-    texts = [text for name in names for text in rows[name]["text"]] + list(REFERENCE_TEXTS)
+    contents = [content for name in names for content in rows[name][what]]
+    reference = list(REFERENCE_TEXTS) if what == "text" else []
     folder = _vectors_folder(base, section.max_length)
-    vectors = embed(texts, lambda: _encoder(base, paths), folder, section.max_length)
+    vectors = embed(
+        [*contents, *reference], lambda: _encoder(base, schema, paths), folder, section.max_length
+    )
     ends = np.cumsum([len(rows[name]) for name in names])
     parts = np.split(vectors, ends)
     samples = [Sample(name, rows[name], part) for name, part in zip(names, parts[:-1], strict=True)]
-    return samples, parts[-1]
+    return samples, parts[-1] if reference else None
 
 
 def _vectors_folder(base: Base, max_length: int) -> Path:
@@ -274,11 +289,11 @@ def _vectors_folder(base: Base, max_length: int) -> Path:
     return vectors_folder(base.fingerprint, max_length, device=pick_device(), precision="fp32")
 
 
-def _encoder(base: Base, paths: Paths) -> Encoder:
-    from tasks.models import load_encoder
+def _encoder(base: Base, schema: SplitSchema, paths: Paths) -> Encoder:
+    from tasks.families import family
     from tasks.sources import base_folder
 
-    return load_encoder(base_folder(base, paths.root))
+    return family(schema.task).load_base(base_folder(base, paths.root))
 
 
 def _sampled(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
@@ -294,7 +309,7 @@ def _sampled(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
         hashlib.sha256(f"{seed}:{name}:{text}".encode("utf-8", "surrogatepass")).hexdigest()
         for name, text in named
     ]
-    label = table["label"].to_numpy()
+    label = table["label"].to_numpy() if "label" in table else np.zeros(len(table), dtype=np.int64)
     order = np.argsort(np.array(hashes), kind="stable")
     rank_in_class = np.empty(len(table))
     for value in np.unique(label):
@@ -304,19 +319,15 @@ def _sampled(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
     return table.iloc[chosen].reset_index(drop=True)
 
 
-def _diversity(train: Sample, reference: NDArray[np.float32], seed: int) -> list[Measure]:
+def _diversity(train: Sample, reference: NDArray[np.float32] | None, seed: int) -> list[Measure]:
     rows = len(train.rows)
     score = diversity.vendi(train.vectors)
+    if reference is None:
+        return [_vendi(rows, score, "It grows with the rows.")]
     size = min(rows, len(reference))
     found = diversity.effective_diversity(train.vectors, reference, seed) if _enough(train) else None
     return [
-        Measure(
-            name="vendi_score",
-            value=round(score, 3),
-            meaning=f"{rows} training rows are as varied as {score:.1f} rows that have nothing in common. "
-            "It grows with the rows: bound effective_diversity instead.",
-            remedy="See effective_diversity.",
-        ),
+        _vendi(rows, score, "It grows with the rows: bound effective_diversity instead."),
         Measure(
             name="effective_diversity",
             value=round(found.value, 4) if found else None,
@@ -331,6 +342,15 @@ def _diversity(train: Sample, reference: NDArray[np.float32], seed: int) -> list
             remedy="Collect texts on more subjects and in more wordings; remove copies and templates.",
         ),
     ]
+
+
+def _vendi(rows: int, score: float, advice: str) -> Measure:
+    return Measure(
+        name="vendi_score",
+        value=round(score, 3),
+        meaning=f"{rows} training rows are as varied as {score:.1f} rows that have nothing in common. {advice}",
+        remedy="Collect rows that differ more; remove copies.",
+    )
 
 
 def _label_noise(train: Sample, probe: labels.ProbeOutcome | None, names: Sequence[str]) -> Measure:

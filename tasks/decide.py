@@ -193,12 +193,12 @@ def _judge_target(
         return "FAIL", _why_the_base_was_kept(merged)
     loss = _loss(_records(paths.records / "targets" / "test.parquet"), "base")
     test = next(target for target in evaluated.targets if target.name == "test")
-    seen = f"accuracy {test.base:.3f} → {test.candidate:.3f} on {test.examples} rows"
+    seen = f"{test.metric} {test.base:.3f} → {test.candidate:.3f} on {test.examples} rows"
     if loss.p_not_below(0.0) <= 1 - section.confidence:
         return "PASS", f"{seen}; gained at least {_signed(-loss.upper(section.confidence))}"
     if loss.p_not_above(0.0) <= 1 - section.confidence:
-        return "FAIL", f"{seen}: worse than the frozen base with a linear probe"
-    return "INCONCLUSIVE", f"{seen}: no gain over the frozen base with a linear probe is shown"
+        return "FAIL", f"{seen}: worse than {evaluated.start}"
+    return "INCONCLUSIVE", f"{seen}: no gain over {evaluated.start} is shown"
 
 
 def _why_the_base_was_kept(merged: reports.MergeReport) -> str:
@@ -222,7 +222,8 @@ def _judge_champion(
     loss = _loss(_records(paths.records / "targets" / "test.parquet"), "champion")
     level, margin = 1 - section.confidence, section.champion_margin
     upper = loss.upper(section.confidence)
-    seen = f"against version {pin.champion}, {_signed(-loss.mean)} accuracy on {len(loss.values)} rows"
+    metric = evaluated.targets[0].metric
+    seen = f"against version {pin.champion}, {_signed(-loss.mean)} {metric} on {len(loss.values)} rows"
     if loss.p_not_below(margin) <= level:
         return "PASS", f"{seen}; worse by at most {_signed(upper)}, the margin is {margin:g}"
     if loss.p_not_above(margin) <= level:
@@ -269,7 +270,7 @@ def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports
     )
     if nothing_gained:
         advice.append(
-            "Add labelled rows: these taught the model nothing that a linear probe on the base does not know."
+            "Add labelled rows: these taught the model nothing that where it started does not know."
         )
         advice.append("Try a higher finetune.learning_rate (up to three times) or more finetune.epochs.")
     elif any(suite.verdict == "FAIL" for suite in suites) or kept_base:

@@ -31,8 +31,8 @@ Vectors = NDArray[np.float32]
 class Encoder(Protocol):
     """What embeds: a loaded base model."""
 
-    def encode(self, texts: list[str], *, max_length: int) -> Vectors:
-        """Return one vector a text, (rows, dim)."""
+    def encode(self, contents: Sequence[str | bytes], *, max_length: int) -> Vectors:
+        """Return one vector a text or image, (rows, dim)."""
         ...
 
 
@@ -47,7 +47,9 @@ def vectors_folder(model: str, max_length: int, *, device: str, precision: str) 
     return store() / "embeddings" / model / setting
 
 
-def embed(texts: Sequence[str], encoder: Callable[[], Encoder], folder: Path, max_length: int) -> Vectors:
+def embed(
+    texts: Sequence[str | bytes], encoder: Callable[[], Encoder], folder: Path, max_length: int
+) -> Vectors:
     """Return the vectors of `texts`, (rows, dim), from the shards in `folder` or else by the encoder.
 
     `encoder` loads the model; it is called only when a text is not in the store. `folder` is for one model
@@ -56,7 +58,7 @@ def embed(texts: Sequence[str], encoder: Callable[[], Encoder], folder: Path, ma
     Raises:
         DataError: the model gives NaN or infinite values for some texts.
     """
-    keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
+    keys = [_key(text) for text in texts]
     by_key = dict(zip(keys, texts, strict=True))
     known = _load(folder, set(by_key))
     missing = sorted((len(text), key) for key, text in by_key.items() if key not in known)
@@ -75,7 +77,12 @@ def embed(texts: Sequence[str], encoder: Callable[[], Encoder], folder: Path, ma
     return np.stack([known[key] for key in keys]) if keys else np.zeros((0, 0), dtype=np.float32)
 
 
-def _must_be_finite(vectors: Vectors, texts: Sequence[str]) -> None:
+def _key(content: str | bytes) -> str:
+    raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else b"image:" + content
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _must_be_finite(vectors: Vectors, texts: Sequence[str | bytes]) -> None:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
     if bad:
         raise DataError(

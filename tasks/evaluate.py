@@ -14,22 +14,23 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from tasks import reports
 from tasks.device import hold_device
 from tasks.errors import StageError
+from tasks.families import family, load_model
+from tasks.families.interface import Measured, Model
 from tasks.files import folder_fingerprint, write_text
 from tasks.forgetting.bootstrap import group_weights, interval, macro_f1
 from tasks.forgetting.measure import Subject, compare, records, reference
 from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.suites import read_suite
-from tasks.models import Classifier, load_classifier, pick_device, start_classifier
+from tasks.models import pick_device
 from tasks.paths import Paths, registry_root
 from tasks.recipe import Decide, Evaluate
 from tasks.sources import base_folder
-from tasks.splits import first_by_hash, read_splits
+from tasks.splits import first_by_hash, read_splits, target_names
 from tasks.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,9 @@ def evaluate(section: Evaluate, rule: Decide, *, paths: Paths) -> None:
     aside = Path(tempfile.mkdtemp(dir=paths.out, prefix=".records."))
     try:
         with hold_device(device):
-            start = start_classifier(base_folder(base, paths.root), paths.tuned, device, section.precision)
-            candidate = load_classifier(paths.chosen, device, section.precision)
+            candidate = load_model(paths.chosen, device, section.precision)
+            folder = base_folder(base, paths.root)
+            start = family(candidate.task).load_start(folder, paths.tuned, device, section.precision)
             suites = list(_suites(section, base, start, candidate, paths, aside))
             targets = list(_targets(section, rule, pin, start, candidate, paths, aside))
         shutil.rmtree(paths.records, ignore_errors=True)
@@ -64,6 +66,7 @@ def evaluate(section: Evaluate, rule: Decide, *, paths: Paths) -> None:
         base_model=base.fingerprint,
         candidate_model=folder_fingerprint(paths.chosen),
         champion=pin.champion,
+        start=start.start_means,
         targets=targets,
         suites=suites,
     )
@@ -73,14 +76,11 @@ def evaluate(section: Evaluate, rule: Decide, *, paths: Paths) -> None:
 
 def _flat_metrics(report: reports.EvaluateReport) -> dict[str, dict[str, dict[str, float]]]:
     """Return the figures that `dvc metrics` compares between runs."""
-    targets = {
-        target.name: {
-            "accuracy": round(target.candidate, 4),
-            "macro_f1": round(target.macro_f1, 4),
-            "gain": round(target.gain, 4),
-        }
-        for target in report.targets
-    }
+    targets = {}
+    for target in report.targets:
+        targets[target.name] = {target.metric: round(target.candidate, 4), "gain": round(target.gain, 4)}
+        if target.macro_f1 is not None:
+            targets[target.name]["macro_f1"] = round(target.macro_f1, 4)
     suites = {
         suite.name: {suite.metric: round(suite.candidate, 4), "loss": round(suite.loss, 4)}
         for suite in report.suites
@@ -89,9 +89,9 @@ def _flat_metrics(report: reports.EvaluateReport) -> dict[str, dict[str, dict[st
 
 
 def _suites(
-    section: Evaluate, base: reports.Base, start: Classifier, candidate: Classifier, paths: Paths, aside: Path
+    section: Evaluate, base: reports.Base, start: Model, candidate: Model, paths: Paths, aside: Path
 ) -> Iterator[reports.SuiteOutcome]:
-    before = reference(base, start, section, paths.root)
+    before = reference(base, candidate.task, start, section, paths.root)
     after = Subject(candidate, section)
     folders = sorted(folder for folder in paths.report_half.iterdir() if folder.is_dir())
     for folder in folders:
@@ -113,62 +113,80 @@ def _targets(
     section: Evaluate,
     rule: Decide,
     pin: reports.Pin,
-    start: Classifier,
-    candidate: Classifier,
+    start: Model,
+    candidate: Model,
     paths: Paths,
     aside: Path,
 ) -> Iterator[reports.TargetOutcome]:
-    _, tables = read_splits(paths)
+    schema, tables = read_splits(paths)
     champion = _champion(pin, candidate, section, paths)
     samples = {"test": tables["test"]} | {
-        name: first_by_hash(table, section.max_target_rows, SAMPLE_SEED)
-        for name, table in tables.items()
-        if name not in ("train", "validation", "test")
+        name: first_by_hash(tables[name], section.max_target_rows, SAMPLE_SEED)
+        for name in target_names(schema)
     }
     for name, rows in samples.items():
-        truth = rows["label"].to_numpy()
-        said = {"base": _predict(start, rows), "candidate": _predict(candidate, rows)}
+        found = {"base": start.measure(rows), "candidate": candidate.measure(rows)}
         if champion is not None:
-            said["champion"] = said["candidate"] if champion is candidate else _predict(champion, rows)
+            found["champion"] = found["candidate"] if champion is candidate else champion.measure(rows)
         table = pd.DataFrame({"id": rows["id"].astype(str), "group": rows["group"].astype(str)})
-        for model, labels in said.items():
-            table[model] = (labels == truth).astype(np.float64)
+        for model, measured in found.items():
+            table[model] = measured.outcomes
         write_table(table, aside / "targets" / f"{name}.parquet")
-        outcome = _target(name, table, truth, said, len(candidate.labels), rule)
+        outcome = _target(name, table, candidate.metric, rule)
+        if candidate.labels:
+            outcome = _with_macro_f1(outcome, table, rows, found, len(candidate.labels), rule)
         log.info(
-            "%s: accuracy %.4f → %.4f on %d rows", name, outcome.base, outcome.candidate, outcome.examples
+            "%s: %s %.4f → %.4f on %d rows",
+            name,
+            outcome.metric,
+            outcome.base,
+            outcome.candidate,
+            outcome.examples,
         )
         yield outcome
 
 
-def _target(
-    name: str,
-    table: pd.DataFrame,
-    truth: np.ndarray,
-    said: dict[str, np.ndarray],
-    classes: int,
-    rule: Decide,
-) -> reports.TargetOutcome:
-    groups = table["group"].tolist()
-    loss = paired_loss(table["base"], table["candidate"], groups)
+def _target(name: str, table: pd.DataFrame, metric: str, rule: Decide) -> reports.TargetOutcome:
+    loss = paired_loss(table["base"], table["candidate"], table["group"].tolist())
     each_side = (1 + rule.confidence) / 2
-    weights = group_weights(groups, rule.bootstrap_draws, rule.seed)
-    before, after = (macro_f1(truth, said[model], classes, weights) for model in ("base", "candidate"))
     return reports.TargetOutcome(
         name=name,
+        metric=metric,
         examples=len(table),
         base=float(table["base"].mean()),
         candidate=float(table["candidate"].mean()),
         champion=float(table["champion"].mean()) if "champion" in table else None,
         gain=-loss.mean,
         gain_interval=(-loss.upper(each_side), -loss.lower(each_side)),
-        macro_f1=float(after[0]),
-        macro_f1_gain=float(after[0] - before[0]),
-        macro_f1_gain_interval=interval(after - before, rule.confidence),
     )
 
 
-def _champion(pin: reports.Pin, candidate: Classifier, section: Evaluate, paths: Paths) -> Classifier | None:
+def _with_macro_f1(
+    outcome: reports.TargetOutcome,
+    table: pd.DataFrame,
+    rows: pd.DataFrame,
+    found: dict[str, Measured],
+    classes: int,
+    rule: Decide,
+) -> reports.TargetOutcome:
+    weights = group_weights(table["group"].tolist(), rule.bootstrap_draws, rule.seed)
+    truth = rows["label"].to_numpy()
+    said = {model: measured.predictions for model, measured in found.items()}
+    if said["base"] is None or said["candidate"] is None:
+        return outcome
+    before, after = (
+        macro_f1(truth, labels, classes, weights) for labels in (said["base"], said["candidate"])
+    )
+    return outcome.model_copy(
+        update={
+            "macro_f1": float(after[0]),
+            "macro_f1_gain": float(after[0] - before[0]),
+            "macro_f1_gain_interval": interval(after - before, rule.confidence),
+        }
+    )
+
+
+def _champion(pin: reports.Pin, candidate: Model, section: Evaluate, paths: Paths) -> Model | None:
     """Load the pinned champion; it is the candidate itself when their content is the same."""
     if pin.champion is None:
         return None
@@ -179,14 +197,15 @@ def _champion(pin: reports.Pin, candidate: Classifier, section: Evaluate, paths:
     with tempfile.TemporaryDirectory() as folder:
         registry = open_registry(registry_root(paths.root))
         registry.download(pin.registry_name, pin.champion, Path(folder) / "champion")
-        champion = load_classifier(Path(folder) / "champion", candidate.device, section.precision)
+        champion = load_model(Path(folder) / "champion", candidate.device, section.precision)
+    if champion.task != candidate.task:
+        raise StageError(
+            f"The champion, version {pin.champion} of {pin.registry_name}, was tuned for {champion.task}, the candidate "
+            f"for {candidate.task}: they cannot be compared. Give the recipe another register.name."
+        )
     if list(champion.labels) != list(candidate.labels):
         raise StageError(
             f"The champion, version {pin.champion} of {pin.registry_name}, knows the labels {list(champion.labels)}, "
             f"the candidate {list(candidate.labels)}: they cannot be compared. Give the recipe another register.name."
         )
     return champion
-
-
-def _predict(model: Classifier, rows: pd.DataFrame) -> np.ndarray:
-    return model.logits(rows["text"].tolist()).argmax(axis=1)

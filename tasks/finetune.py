@@ -1,7 +1,8 @@
 """finetune: go on training the base model, gently.
 
-Reads the splits, the passport that clears them and `base.json`; writes `tuned/` (a model folder with the linear
-probe that tuning started from), `history.csv` and `finetune.json`. Alone: `python -m tasks finetune <recipe>`.
+Reads the splits, the passport that clears them and `base.json`; writes `tuned/` (a model folder, with the linear
+probe that tuning started from where the task has labels), `history.csv` and `finetune.json`. Alone:
+`python -m tasks finetune <recipe>`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -20,19 +20,22 @@ import yaml
 from tasks import reports
 from tasks.device import hold_device
 from tasks.errors import ConfigError
+from tasks.families import family
+from tasks.families.interface import Model
 from tasks.files import write_text
-from tasks.models import Classifier, Encoder, load_encoder, make_classifier, pick_device, save_classifier
+from tasks.models import pick_device
 from tasks.passport import verify_passport
 from tasks.paths import Paths, store
 from tasks.recipe import Finetune
 from tasks.sources import base_folder
-from tasks.training.loop import Progress, Rows, Trainer, score
-from tasks.training.probe import fit_probe, fresh_head
+from tasks.splits import read_splits
+from tasks.training.loop import Progress, Trainer
 
 log = logging.getLogger(__name__)
 
-USUAL_RATE = 1e-4
-HISTORY = ["step", "epoch", "loss", "learning_rate", "validation_loss", "validation_accuracy"]
+TOO_HIGH = 10
+"""Times the usual rate that a recipe may ask for without saying so."""
+HISTORY = ["step", "epoch", "loss", "learning_rate", "validation_loss", "validation_score"]
 
 
 def finetune(section: Finetune, *, paths: Paths) -> None:
@@ -43,78 +46,68 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
         StageError: the data has not been cleared, or the loss is not finite.
         Preempted: SIGTERM came; the work is checkpointed.
     """
-    _refuse_high_rate(section)
+    schema, tables = read_splits(paths)
+    kind = family(schema.task)
+    refuse_high_rate(section, kind)
     verify_passport(paths)
     base = reports.read_report(paths.base, reports.Base)
-    schema = reports.read_report(paths.schema, reports.SplitSchema)
     device = pick_device()
     with hold_device(device):
         torch.use_deterministic_algorithms(device == "cpu")
-        encoder = load_encoder(base_folder(base, paths.root), device, section.precision)
-        train, validation = _rows(paths.train, encoder), _rows(paths.validation, encoder)
-        probe, probe_accuracy = _probe(encoder, section, train, validation, len(schema.labels))
-        classifier = _classifier(encoder, section, probe, schema.labels)
+        torch.manual_seed(section.seed)
+        train, validation = tables["train"], tables["validation"]
+        model = kind.begin(base_folder(base, paths.root), section, schema.labels, train, validation, device)
+        log.info("%s: validation %s %.4f", model.start_means, model.metric, model.start_score)
         scratch = store() / "checkpoints" / _inputs_hash(section, base, schema)
-        progress = _train(classifier, section, train, validation, scratch)
-    save_classifier(classifier, paths.tuned, start_head=probe)
+        progress, truncated = _train(model, section, train, validation, scratch)
+    model.save(paths.tuned)
     history = pd.DataFrame(progress.history, columns=HISTORY)
     write_text(paths.history, history.to_csv(index=False, float_format="%.6g"))
-    report = _report(section, classifier, train, progress, probe_accuracy)
-    reports.write_report(paths.finetune, report)
+    reports.write_report(paths.finetune, _report(section, model, progress, truncated))
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _refuse_high_rate(section: Finetune) -> None:
+def refuse_high_rate(section: Finetune, kind: type[Model]) -> None:
+    """Return when the rate is one that fine-tuning survives.
+
+    Raises:
+        ConfigError: it is more than ten times the usual one of this task and method, and not forced.
+    """
+    usual = kind.usual_rates[section.method]
     if (
         section.method != "probe"
-        and section.learning_rate > 10 * USUAL_RATE
+        and section.learning_rate > TOO_HIGH * usual
         and not section.force_learning_rate
     ):
         raise ConfigError(
-            f"finetune.learning_rate is {section.learning_rate:g}: more than ten times the {USUAL_RATE:g} that "
-            "fine-tuning an encoder wants, and the surest way to forget. Lower it, or set force_learning_rate: true."
+            f"finetune.learning_rate is {section.learning_rate:g}: more than ten times the {usual:g} that `method: "
+            f"{section.method}` wants for {kind.task}, and the surest way to forget. Lower it, or set "
+            "force_learning_rate: true."
         )
 
 
-def _rows(path: Path, encoder: Encoder) -> Rows:
-    table = pd.read_parquet(path)
-    texts = table["text"].tolist()
-    return Rows(texts, table["label"].to_numpy(np.int64), table["id"].tolist(), encoder.token_counts(texts))
-
-
-def _probe(
-    encoder: Encoder, section: Finetune, train: Rows, validation: Rows, classes: int
-) -> tuple[dict[str, torch.Tensor], float]:
-    log.info("linear probe: embedding %d rows", len(train.texts) + len(validation.texts))
-    features = [
-        encoder.encode(rows.texts, max_length=section.max_length, normalise=False)
-        for rows in (train, validation)
-    ]
-    probe, accuracy = fit_probe(features[0], train.labels, features[1], validation.labels, classes)
-    log.info("linear probe: validation accuracy %.4f", accuracy)
-    return probe, accuracy
-
-
-def _classifier(
-    encoder: Encoder, section: Finetune, probe: dict[str, torch.Tensor], labels: list[str]
-) -> Classifier:
-    classes, dimensions = probe["weight"].shape
-    head = fresh_head(dimensions, classes, section.seed)
-    if section.method != "full":
-        head.load_state_dict(probe)
-    return make_classifier(encoder, head, labels, section.max_length)
-
-
 def _train(
-    classifier: Classifier, section: Finetune, train: Rows, validation: Rows, scratch: Path
-) -> Progress:
+    model: Model, section: Finetune, train: pd.DataFrame, validation: pd.DataFrame, scratch: Path
+) -> tuple[Progress, int]:
+    """Train, and return how it went and how many training rows are longer than what is read of them."""
     if section.method == "probe":
-        train_loss, _ = score(classifier, train)
-        loss, accuracy = score(classifier, validation)
-        row: dict[str, float | int | None] = {"step": 0, "epoch": 0, "loss": train_loss, "learning_rate": 0.0}
-        row |= {"validation_loss": loss, "validation_accuracy": accuracy}
-        return Progress(train_loss=train_loss, best_loss=loss, best_accuracy=accuracy, history=[row])
-    return Trainer(classifier, section, train, validation, scratch).fit()
+        at_home, measured = model.measure(train), model.measure(validation)
+        row: dict[str, float | int | None] = {
+            "step": 0,
+            "epoch": 0,
+            "loss": at_home.loss,
+            "learning_rate": 0.0,
+        }
+        row |= {"validation_loss": measured.loss, "validation_score": measured.score}
+        progress = Progress(
+            train_loss=at_home.loss, best_loss=measured.loss, best_score=measured.score, history=[row]
+        )
+        return progress, model.examples(train).truncated
+    trainer = Trainer(model, section, train, validation, scratch)
+    truncated = trainer.examples.truncated
+    if truncated:
+        log.warning("%d of %d training rows are cut at %s tokens", truncated, len(train), section.max_length)
+    return trainer.fit(), truncated
 
 
 def _inputs_hash(section: Finetune, base: reports.Base, schema: reports.SplitSchema) -> str:
@@ -124,15 +117,11 @@ def _inputs_hash(section: Finetune, base: reports.Base, schema: reports.SplitSch
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _report(
-    section: Finetune, classifier: Classifier, train: Rows, progress: Progress, probe_accuracy: float
-) -> reports.FinetuneReport:
-    longest = min(section.max_length, classifier.limit)
-    truncated = int((train.lengths > longest).sum())
-    if truncated:
-        log.warning("%d of %d training rows are cut at %d tokens", truncated, len(train.texts), longest)
-    parameters = [*classifier.model.parameters(), *classifier.head.parameters()]
-    trained = parameters if section.method != "probe" else list(classifier.head.parameters())
+def _report(section: Finetune, model: Model, progress: Progress, truncated: int) -> reports.FinetuneReport:
+    parameters = list(model.network.parameters())
+    trained = (
+        parameters if section.method != "probe" else list(model.network.get_submodule("head").parameters())
+    )
     return reports.FinetuneReport(
         method=section.method,
         steps=progress.step,
@@ -140,9 +129,11 @@ def _report(
         trainable_parameters=sum(parameter.numel() for parameter in trained if parameter.requires_grad),
         parameters=sum(parameter.numel() for parameter in parameters),
         truncated_rows=truncated,
-        probe_validation_accuracy=probe_accuracy,
+        metric=model.metric,
+        start=model.start_means,
+        start_score=model.start_score,
         best_epoch=progress.best_epoch,
         validation_loss=progress.best_loss,
-        validation_accuracy=progress.best_accuracy,
+        validation_score=progress.best_score,
         train_loss=progress.train_loss,
     )

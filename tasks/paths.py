@@ -40,6 +40,11 @@ class Paths:
         return self.out / "splits" / "test.parquet"
 
     @property
+    def replay(self) -> Path:
+        """Rows of the original domain to be replayed; absent where the recipe has none."""
+        return self.out / "splits" / "replay.parquet"
+
+    @property
     def targets(self) -> Path:
         """A folder of `<name>.parquet`: samples of where the model will be used."""
         return self.out / "splits" / "targets"
@@ -84,12 +89,12 @@ class Paths:
     # finetune
     @property
     def tuned(self) -> Path:
-        """The tuned model: a model folder (see `tasks/models.py`) with `start_head.safetensors` in it."""
+        """The tuned model: a model folder (see `tasks/families/`)."""
         return self.out / "tuned"
 
     @property
     def history(self) -> Path:
-        """CSV: step, loss, learning_rate, validation_loss, validation_accuracy."""
+        """CSV: step, loss, learning_rate, validation_loss, validation_score."""
         return self.out / "history.csv"
 
     @property

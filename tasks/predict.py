@@ -1,4 +1,4 @@
-"""predict: load a release by name and version or alias, verify it, and classify texts with it."""
+"""predict: load a release by name and version or alias, verify it, and use it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from tasks.errors import DataError
+from tasks.families import load_model
+from tasks.families.interface import Model
 from tasks.files import folder_fingerprint
-from tasks.models import Classifier, load_classifier
 from tasks.paths import store
 from tasks.registry import Manifest, open_registry
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One text, classified."""
-
-    text: str
-    label: str
-    probability: float
-    """Of `label`."""
-    probabilities: dict[str, float]
-    """Of every label; they sum to 1."""
 
 
 @dataclass(frozen=True)
@@ -35,31 +23,25 @@ class Release:
     """A release in memory."""
 
     manifest: Manifest
-    model: Classifier
+    model: Model
 
-    def classify(self, texts: Sequence[str]) -> list[Prediction]:
-        """Classify texts, in the order given.
+    def answer(self, contents: Sequence[Any]) -> list[dict[str, Any]]:
+        """Use the model for what it was tuned to do, in the order given; see its family for what it answers.
+
+        Texts are strings, images bytes, conversations lists of messages.
 
         Raises:
-            DataError: texts are empty; they are named by their place.
+            DataError: contents are empty; they are named by their place.
         """
-        if empty := [str(place) for place, text in enumerate(texts, 1) if not text.strip()]:
+        empty = [
+            str(place)
+            for place, content in enumerate(contents, 1)
+            if not (content.strip() if isinstance(content, str) else content)
+        ]
+        if empty:
             more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
             raise DataError(f"Nothing can be said about an empty text: number {', '.join(empty[:10])}{more}.")
-        if not texts:
-            return []
-        scores = self.model.logits(texts).astype(np.float64)
-        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        return [
-            Prediction(
-                text,
-                str(self.model.labels[row.argmax()]),
-                float(row.max()),
-                {str(label): float(share) for label, share in zip(self.model.labels, row, strict=True)},
-            )
-            for text, row in zip(texts, shares, strict=True)
-        ]
+        return self.model.answer(contents) if contents else []
 
 
 def load_release(registry_location: str, name: str, reference: str | int) -> Release:
@@ -67,7 +49,7 @@ def load_release(registry_location: str, name: str, reference: str | int) -> Rel
 
     Raises:
         RegistryError: there is no such release, or its content is damaged.
-        StageError: it is no classifier.
+        StageError: it is no tuned model.
     """
     registry = open_registry(registry_location)
     manifest = registry.resolve(name, reference)
@@ -76,7 +58,7 @@ def load_release(registry_location: str, name: str, reference: str | int) -> Rel
         if not _is_whole(folder, manifest):
             shutil.rmtree(folder, ignore_errors=True)
             registry.download(name, manifest.version, folder)
-    return Release(manifest, load_classifier(folder))
+    return Release(manifest, load_model(folder))
 
 
 @contextmanager

@@ -19,6 +19,9 @@ from tasks.errors import ConfigError
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 SPLITS = ("train", "validation", "test")
+REPLAY = "replay"
+LABELLED = ("text-classification", "image-classification")
+"""Tasks whose rows always have labels; those of a sentence embedding may."""
 
 
 def _within_raw(file: str) -> str:
@@ -48,7 +51,7 @@ class Section(BaseModel):
 
 
 class Table(Section):
-    """How to read one raw file as rows of text, label and group."""
+    """How to read one raw file as rows: which columns hold what the task needs, the label and the group."""
 
     file: RawFile
     """File under `data/raw/<recipe>/`."""
@@ -59,9 +62,27 @@ class Table(Section):
     quoting: bool = True
     """Whether a quotation mark quotes (CSV and TSV); switch off for raw tab-separated text."""
     text: str = "text"
-    """Column that holds the text."""
+    """Column that holds the text (of a pair: its first text)."""
     label: str = "label"
-    """Column that holds the label."""
+    """Column that holds the label, where the task has labels."""
+    messages: str | None = None
+    """Causal LM: column that holds a conversation, a list of {role, content}; without it rows are plain text."""
+    positive: str | None = None
+    """Sentence embedding: column of the text that should be near."""
+    negative: str | None = None
+    """Sentence embedding: column of the text that should be far."""
+    score: str | None = None
+    """Sentence embedding: column of how alike the pair is, a number."""
+    score_range: tuple[float, float] = (0.0, 1.0)
+    """Least and greatest score there can be; scores are scaled to 0…1."""
+    image: str | None = None
+    """Image classification: column that names the image file."""
+    image_folder: str = "."
+    """Folder under `data/raw/<recipe>/` that image names are relative to."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """Rows whose columns have these values are kept, the others are dropped, and counted."""
+    max_rows: Annotated[int, Field(ge=30)] | None = None
+    """Take this many rows, those whose groups hash first; all of them when absent."""
     id: str | None = None
     """Column that names a row; row numbers are used when absent."""
     group: str | None = None
@@ -81,8 +102,8 @@ class Data(Section):
     """Where the raw files come from: one source for the folder, or one for each file name."""
     train: Table
     """The rows that are split into train, validation and test."""
-    labels: list[str] = Field(min_length=2)
-    """The declared label set, in order; any other label is an error."""
+    labels: list[str] = Field(default_factory=list)
+    """The declared label set, in order; any other label is an error. Empty where rows have no labels."""
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     """Share of the groups that selects (checkpoint, α)."""
     test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
@@ -93,6 +114,8 @@ class Data(Section):
     """Seeds the hash that assigns groups to splits."""
     targets: dict[Name, Table] = Field(default_factory=dict)
     """Samples of where the model will be used: for the mismatch check, and as out-of-domain test sets."""
+    replay: Table | None = None
+    """Rows of the original domain, trainable under the same task, for `finetune.replay_share`."""
 
     @model_validator(mode="after")
     def _names_are_told_apart(self) -> Data:
@@ -101,7 +124,9 @@ class Data(Section):
             problems.append(f"labels must not repeat: {', '.join(repeated)}")
         if padded := [label for label in self.labels if not label.strip() or label != label.strip()]:
             problems.append(f"labels have no white space around them, and are not empty: {padded}")
-        if taken := sorted(set(self.targets) & set(SPLITS)):
+        if len(self.labels) == 1:
+            problems.append("labels has one label only: two are needed to tell apart, or none at all")
+        if taken := sorted(set(self.targets) & {*SPLITS, REPLAY}):
             problems.append(f"a target cannot be named like a split: {', '.join(taken)}")
         if problems:
             raise ValueError("; ".join(problems))
@@ -130,13 +155,107 @@ class FeatureBenchmark(Section):
     """`probe`: logistic regression; `knn`: nearest neighbours by cosine."""
     table: Table
     """The labelled rows; a third fits, a third selects, a third reports."""
-    max_rows: Annotated[int, Field(ge=30)] | None = None
-    """Take this many rows of the table, those whose groups hash first; all of them when absent."""
+    labels: list[str] | None = Field(default=None, min_length=2)
+    """Their label set; that of `data` when absent."""
     neighbours: int = Field(default=15, gt=0)
     """With `knn`: how many neighbours vote."""
 
 
-Benchmark = Annotated[RetrievalBenchmark | FeatureBenchmark, Field(discriminator="kind")]
+class SimilarityBenchmark(Section):
+    """Sentence similarity: how well the cosine of two sentences ranks as people do (Spearman)."""
+
+    kind: Literal["similarity"]
+    """The kind of benchmark."""
+    table: Table
+    """Rows with `text`, `positive` and `score`."""
+
+
+class HeadBenchmark(Section):
+    """Accuracy of the base's original head, asked what the base was trained to tell."""
+
+    kind: Literal["head"]
+    """The kind of benchmark."""
+    table: Table
+    """Labelled rows."""
+    labels: list[str] = Field(min_length=2)
+    """The original label set, in the order of the head's outputs."""
+
+
+class ChoiceBenchmark(Section):
+    """Multiple choice by likelihood, as lm-evaluation-harness scores ARC, HellaSwag or PIQA."""
+
+    kind: Literal["choices"]
+    """The kind of benchmark."""
+    file: RawFile
+    """JSON Lines under `data/raw/<recipe>/`."""
+    query: str = "query"
+    """Field that holds the question."""
+    choices: str = "choices"
+    """Field that holds the list of choices."""
+    gold: str = "gold"
+    """Field that holds the index of the right choice."""
+    prompt: str = "{query}\nAnswer:"
+    """What comes before a choice; `{query}` is the question."""
+    normalise: bool = False
+    """Divide each choice's log-likelihood by its length in bytes (`acc_norm`)."""
+    max_examples: Annotated[int, Field(ge=10)] | None = None
+    """Take this many, those whose ids hash first; all of them when absent."""
+
+
+class LastWordBenchmark(Section):
+    """Whether the most likely continuation is the last word, as LAMBADA is scored."""
+
+    kind: Literal["last-word"]
+    """The kind of benchmark."""
+    file: RawFile
+    """JSON Lines under `data/raw/<recipe>/`."""
+    context: str = "context"
+    """Field that holds the passage."""
+    continuation: str = "continuation"
+    """Field that holds its last word."""
+    max_examples: Annotated[int, Field(ge=10)] | None = None
+    """Take this many, those whose ids hash first; all of them when absent."""
+
+
+class PerplexityBenchmark(Section):
+    """Mean log-likelihood a token of reference text, in nats, over blocks; its loss is a rise of log perplexity."""
+
+    kind: Literal["perplexity"]
+    """The kind of benchmark."""
+    file: RawFile
+    """Plain text under `data/raw/<recipe>/`."""
+    block_words: int = Field(default=200, ge=16)
+    """Words that make a block, each read by itself; blocks are the examples."""
+    max_blocks: Annotated[int, Field(ge=10)] | None = None
+    """Take this many, spread evenly over the text; all of them when absent."""
+
+
+class HarnessBenchmark(Section):
+    """A task of lm-evaluation-harness: by its name there, or a YAML file of its form."""
+
+    kind: Literal["harness"]
+    """The kind of benchmark."""
+    harness_task: str
+    """The task's name; online it comes from a hub, offline from `file`."""
+    file: RawFile | None = None
+    """A task YAML under `data/raw/<recipe>/`, whose data files lie beside it."""
+    metric: str = "acc"
+    """The metric of the task that counts, an example each."""
+    max_examples: Annotated[int, Field(ge=10)] | None = None
+    """Take this many, the first of the task; all of them when absent."""
+
+
+Benchmark = Annotated[
+    RetrievalBenchmark
+    | FeatureBenchmark
+    | SimilarityBenchmark
+    | HeadBenchmark
+    | ChoiceBenchmark
+    | LastWordBenchmark
+    | PerplexityBenchmark
+    | HarnessBenchmark,
+    Field(discriminator="kind"),
+]
 
 
 # --- validate, check, gate ---------------------------------------------------------------------------
@@ -210,17 +329,40 @@ class Gate(Section):
 # --- finetune ----------------------------------------------------------------------------------------
 
 
+Method = Literal["full", "lp-ft", "probe", "norms", "biases", "lora"]
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021), merged into the weights after training."""
+
+    rank: int = Field(ge=1)
+    """Rank of each adapter."""
+    alpha: Positive
+    """Scale: the update counts alpha / rank times (rsLoRA: alpha / √rank)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapter."""
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    """`rslora`: rank-stabilised scale; `dora`: magnitude and direction apart."""
+    targets: list[str] | None = None
+    """Ends of the names of the layers that get one; every linear layer below the head when absent."""
+    quantise: bool = False
+    """QLoRA: the frozen weights in 4 bit; needs CUDA and bitsandbytes."""
+
+
 class Finetune(Section):
     """How to go on training, gently."""
 
-    method: Literal["full", "lp-ft", "probe"]
-    """`full`: all layers from a fresh head; `lp-ft`: linear probe, then all layers; `probe`: the head only."""
+    method: Method
+    """`full`: all layers (a new head starts fresh); `lp-ft`: linear probe, then all layers; `probe`: the head only;
+    `norms`, `biases`: only those, and the head; `lora`: low-rank adapters, and the head."""
     learning_rate: Positive
     """Peak rate of the deepest layer."""
     force_learning_rate: bool = False
-    """Accept a rate more than ten times above the usual one for this method."""
+    """Accept a rate more than ten times above the usual one for this task and method."""
     epochs: int = Field(ge=1)
     """Passes over the training split."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many epochs without a lower validation loss; never when absent."""
     batch_size: int = Field(ge=1)
     """Rows that make one optimizer step, whatever the device."""
     warmup_share: Fraction
@@ -229,20 +371,58 @@ class Finetune(Section):
     """AdamW's decoupled decay; not on biases and norms."""
     max_grad_norm: Positive
     """Gradients are clipped to this norm."""
-    max_length: int = Field(ge=8)
-    """Longest sequence in tokens; longer texts are truncated, and counted."""
-    freeze_layers: int = Field(default=0, ge=0)
-    """How many of the earliest layers stay as they are (embeddings count as layer 0)."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Longest sequence in tokens; longer texts are truncated, and counted. Needed for texts."""
+    window_overlap: int = Field(default=0, ge=0)
+    """Text classification: read longer texts in windows that share so many tokens, logits averaged; 0 truncates."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Classification: `balanced` makes every class count the same in the loss."""
+    loss: Literal["multiple-negatives", "supervised-contrastive", "triplet", "cosine"] | None = None
+    """Sentence embedding: the contrastive loss."""
+    temperature: Positive = 0.05
+    """Sentence embedding: cosines are divided by it."""
+    augment: list[Literal["flip", "crop"]] = Field(default_factory=list)
+    """Images: `flip` mirrors half of them left to right, `crop` shifts them by up to an eighth."""
+    freeze_layers: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0
+    """How many of the earliest layers stay as they are (embeddings count as layer 0), or which share of them."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each layer's rate is this times the rate of the layer above."""
     unfreeze_every: int = Field(default=0, ge=0)
     """Gradual unfreezing: steps between letting one more layer train, from the top; 0 trains all at once."""
+    lora: Lora | None = None
+    """With `method: lora`."""
+    l2_sp: float = Field(default=0.0, ge=0)
+    """Strength of the pull back to the base's weights (L2-SP)."""
+    ewc: float = Field(default=0.0, ge=0)
+    """Strength of that pull weighed by what matters for `data.replay` (elastic weight consolidation)."""
+    distill: float = Field(default=0.0, ge=0)
+    """Weight of keeping the base's answers, or features, on the rows at hand and on replayed ones (LwF)."""
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each batch that is replayed from `data.replay`."""
     precision: Literal["fp32", "bf16"]
     """Arithmetic of the forward and backward pass; weights stay fp32."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between scratch checkpoints."""
     seed: int
     """Seeds the head, the order of the rows and dropout."""
+
+    @property
+    def length(self) -> int:
+        """`max_length` of a task that reads texts, which the recipe has been checked to give."""
+        if self.max_length is None:
+            raise ConfigError("finetune.max_length is missing: a task that reads texts needs it.")
+        return self.max_length
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Finetune:
+        problems = []
+        if (self.method == "lora") != (self.lora is not None):
+            problems.append("`method: lora` and the section `lora` come together")
+        if self.max_length is not None and self.window_overlap >= self.max_length - 2:
+            problems.append("window_overlap must be smaller than max_length less the special tokens")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 # --- merge, evaluate, decide, register ---------------------------------------------------------------
@@ -316,7 +496,7 @@ class Register(Section):
 class Recipe(Section):
     """One fine-tune, whole."""
 
-    task: Literal["text-classification"]
+    task: Literal["text-classification", "causal-lm", "sentence-embedding", "image-classification"]
     """What the model learns to do."""
     base: str
     """The pretrained model, as a source."""
@@ -353,6 +533,12 @@ class Recipe(Section):
             raise ValueError("every benchmark is informative: nothing would stop a model that forgot")
         return self
 
+    @model_validator(mode="after")
+    def _parts_fit_the_task(self) -> Recipe:
+        if problems := [*_data_problems(self), *_finetune_problems(self), *_benchmark_problems(self)]:
+            raise ValueError("; ".join(problems))
+        return self
+
     def sections(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Return the named sections as they are called in the file; `a.b` is one field of a section."""
         by_alias = {(field.alias or name): name for name, field in type(self).model_fields.items()}
@@ -361,6 +547,84 @@ class Recipe(Section):
             first, *rest = name.split(".")
             found[name] = functools.reduce(getattr, rest, getattr(self, by_alias[first]))
         return found
+
+
+METHODS = {
+    "text-classification": ("full", "lp-ft", "probe", "norms", "biases", "lora"),
+    "image-classification": ("full", "lp-ft", "probe", "norms", "biases", "lora"),
+    "causal-lm": ("full", "norms", "biases", "lora"),
+    "sentence-embedding": ("full", "norms", "biases", "lora"),
+}
+BENCHMARKS = {
+    "text-classification": ("retrieval", "probe", "knn", "similarity"),
+    "sentence-embedding": ("retrieval", "probe", "knn", "similarity"),
+    "causal-lm": ("choices", "last-word", "perplexity", "harness", "retrieval", "probe", "knn", "similarity"),
+    "image-classification": ("probe", "knn", "head"),
+}
+
+
+def _data_problems(recipe: Recipe) -> list[str]:
+    data, task, problems = recipe.data, recipe.task, []
+    if task in LABELLED and not data.labels:
+        problems.append(f"data.labels: a {task} recipe declares its labels")
+    if task == "causal-lm" and data.labels:
+        problems.append("data.labels: the rows of a causal-lm recipe have no labels")
+    tables = {"train": data.train, "test": data.test, "replay": data.replay, **data.targets}
+    for name, table in tables.items():
+        if table is None:
+            continue
+        if (task == "image-classification") != (table.image is not None):
+            problems.append(f"data.{name}.image: given for image-classification, and only there")
+        if task != "causal-lm" and table.messages:
+            problems.append(f"data.{name}.messages: only causal-lm reads conversations")
+        if task == "sentence-embedding" and not data.labels and table.positive is None:
+            problems.append(
+                f"data.{name}: a sentence-embedding recipe needs data.labels, or pairs (`positive`)"
+            )
+        if table.score is not None and table.score_range[0] >= table.score_range[1]:
+            problems.append(f"data.{name}.score_range: the least score comes first")
+    return problems
+
+
+def _finetune_problems(recipe: Recipe) -> list[str]:
+    section, task, problems = recipe.finetune, recipe.task, []
+    if section.method not in METHODS[task]:
+        problems.append(f"finetune.method: {task} knows {', '.join(METHODS[task])}")
+    if task != "image-classification" and section.max_length is None:
+        problems.append("finetune.max_length: a task that reads texts needs it")
+    if (task == "sentence-embedding") != (section.loss is not None):
+        problems.append("finetune.loss: given for sentence-embedding, and only there")
+    if section.window_overlap and task != "text-classification":
+        problems.append("finetune.window_overlap: only text-classification reads windows")
+    if section.augment and task != "image-classification":
+        problems.append("finetune.augment: only images are augmented")
+    if section.class_weights != "none" and task not in LABELLED:
+        problems.append("finetune.class_weights: only classification weighs classes")
+    if (section.replay_share or section.ewc) and recipe.data.replay is None:
+        problems.append(
+            "finetune.replay_share and finetune.ewc need data.replay, rows of the original domain"
+        )
+    return problems
+
+
+def _benchmark_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    for name, benchmark in recipe.benchmarks.items():
+        if benchmark.kind not in BENCHMARKS[recipe.task]:
+            problems.append(
+                f"benchmarks.{name}.kind: {recipe.task} takes {', '.join(BENCHMARKS[recipe.task])}"
+            )
+        if isinstance(benchmark, FeatureBenchmark) and not (benchmark.labels or recipe.data.labels):
+            problems.append(f"benchmarks.{name}.labels: there are none in data that could serve")
+        if isinstance(benchmark, SimilarityBenchmark) and not (
+            benchmark.table.positive and benchmark.table.score
+        ):
+            problems.append(f"benchmarks.{name}.table: a similarity benchmark names `positive` and `score`")
+        if isinstance(benchmark, FeatureBenchmark | HeadBenchmark) and (
+            (recipe.task == "image-classification") != (benchmark.table.image is not None)
+        ):
+            problems.append(f"benchmarks.{name}.table.image: given for image-classification, and only there")
+    return problems
 
 
 def recipe_path(root: Path, name: str) -> Path:

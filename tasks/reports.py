@@ -63,7 +63,7 @@ class Base(Report):
 
 
 class SplitSchema(Report):
-    """`splits/schema.json`: what the split tables hold. Columns: id, text, label (index), group."""
+    """`splits/schema.json`: what the split tables hold. Columns: id, text, group, and what the task adds."""
 
     task: str
     labels: list[str]
@@ -81,14 +81,16 @@ class BenchmarkInfo(Report):
     """`<half>/<name>/benchmark.json`, beside `examples.parquet` and `corpus.parquet` or `fit.parquet`."""
 
     name: str
-    kind: Literal["retrieval", "probe", "knn"]
+    kind: str
+    """As in the recipe."""
     metric: str
-    """`mrr` or `accuracy`."""
     examples: int
     fingerprint: str
     """sha256 over its tables."""
-    neighbours: int | None = None
-    """With `knn`."""
+    groups: int = 0
+    """Independent units among them."""
+    settings: dict[str, str | int | float | bool | None] = {}
+    """What measuring it depends on beside its tables."""
 
 
 class Expectation(Part):
@@ -177,11 +179,15 @@ class FinetuneReport(Report):
     trainable_parameters: int
     parameters: int
     truncated_rows: int
-    probe_validation_accuracy: float
-    """Frozen base plus linear probe: where tuning starts, and what α = 0 means."""
+    metric: str = "accuracy"
+    """Of the two scores."""
+    start: str = "the frozen base with a linear probe"
+    """Where tuning starts, and what α = 0 means."""
+    start_score: float
+    """Of that, on validation."""
     best_epoch: int
     validation_loss: float
-    validation_accuracy: float
+    validation_score: float
     train_loss: float
 
 
@@ -205,7 +211,8 @@ class AlphaOutcome(Part):
     """One interpolation: gain on validation, losses on the selection halves."""
 
     alpha: float
-    validation_accuracy: float
+    validation_score: float
+    """The task's metric."""
     gain: float
     """Over α = 0."""
     suites: list[SuiteOutcome]
@@ -227,6 +234,8 @@ class Flip(Part):
 class MergeReport(Report):
     """`merge.json`."""
 
+    metric: str = "accuracy"
+    """Of the validation scores."""
     alpha: float
     """The chosen weight: 0 is the base, 1 the tuned model."""
     rescued: bool
@@ -254,19 +263,20 @@ class TargetOutcome(Part):
 
     name: str
     """`test`, or a target's name."""
+    metric: str = "accuracy"
     examples: int
     base: float
-    """Accuracy of the frozen base plus linear probe."""
+    """Of where tuning started."""
     candidate: float
     champion: float | None
     gain: float
     gain_interval: tuple[float, float]
     """Two-sided interval at the rule's confidence."""
-    macro_f1: float
-    """Of the candidate: the unweighted mean of the classes' F1."""
-    macro_f1_gain: float = 0.0
-    """Over the frozen base plus linear probe."""
-    macro_f1_gain_interval: tuple[float, float] = (-1.0, 1.0)
+    macro_f1: float | None = None
+    """Of the candidate: the unweighted mean of the classes' F1; null where the task has no labels."""
+    macro_f1_gain: float | None = None
+    """Over where tuning started."""
+    macro_f1_gain_interval: tuple[float, float] | None = None
     """Two-sided, by paired bootstrap over groups."""
 
 
@@ -276,6 +286,8 @@ class EvaluateReport(Report):
     base_model: str
     candidate_model: str
     champion: int | None
+    start: str = "the frozen base with a linear probe"
+    """What `base` stands for in the targets: where tuning started."""
     targets: list[TargetOutcome]
     suites: list[SuiteOutcome]
 

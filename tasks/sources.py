@@ -37,8 +37,16 @@ NOTATIONS = (__doc__ or "").split("\n\n", 2)[1]
 MODEL_FILES = re.compile(
     r"^(config[^/]*\.json|generation_config\.json|[^/]*\.safetensors|model\.safetensors\.index\.json|tokenizer[^/]*"
     r"|vocab[^/]*|merges\.txt|special_tokens_map\.json|added_tokens\.json|[^/]*\.model|chat_template[^/]*"
-    r"|preprocessor_config\.json|modules\.json|sentence_bert_config\.json|1_Pooling/config\.json|head\.json)$"
+    r"|preprocessor_config\.json|modules\.json|sentence_bert_config\.json|1_Pooling/config\.json|task\.json)$"
 )
+TUNED_FILES = (
+    "task.json",
+    "head.safetensors",
+    "start_head.safetensors",
+    "centres.safetensors",
+    "start_centres.safetensors",
+)
+"""What a release has beside a base model; a base made of it has them not."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -369,8 +377,8 @@ def _download_release(source: Source, aside: Path, root: Path) -> tuple[str, Fir
     registry.download(source.name, manifest.version, aside / "release")
     _copy_model(aside / "release", aside, source.text)
     shutil.rmtree(aside / "release")
-    (aside / "head.json").unlink(missing_ok=True)
-    (aside / "head.safetensors").unlink(missing_ok=True)
+    for name in TUNED_FILES:
+        (aside / name).unlink(missing_ok=True)
     first = FirstBase.model_validate(manifest.lineage["first_base"])
     return f"release:{source.name}@{manifest.version}", first
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from tasks.errors import DataError, StageError
 from tasks.files import sha256_of
 from tasks.paths import Paths
+from tasks.recipe import REPLAY, SPLITS
 from tasks.reports import SplitSchema, read_report
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("id", "text", "label", "group")
-SPLITS = ("train", "validation", "test")
+COLUMNS = ("id", "text", "group")
 
 
 def split_files(paths: Paths, schema: SplitSchema) -> dict[str, Path]:
@@ -25,10 +25,12 @@ def split_files(paths: Paths, schema: SplitSchema) -> dict[str, Path]:
     Raises:
         StageError: a file that the schema names is missing, or one lies there that it does not name.
     """
-    known = {"train": paths.train, "validation": paths.validation, "test": paths.test}
+    known = {"train": paths.train, "validation": paths.validation, "test": paths.test, REPLAY: paths.replay}
     files = {name: known.get(name, paths.targets / f"{name}.parquet") for name in schema.rows}
     problems = [f"{name}: {path} is missing" for name, path in files.items() if not path.is_file()]
     problems += [f"{name}: not in {paths.schema}" for name in SPLITS if name not in files]
+    if REPLAY not in files and paths.replay.exists():
+        problems.append(f"{paths.replay} is not in {paths.schema}")
     problems += [
         f"{p} is not in {paths.schema}"
         for p in sorted(paths.targets.glob("*.parquet"))
@@ -42,7 +44,7 @@ def split_files(paths: Paths, schema: SplitSchema) -> dict[str, Path]:
 
 
 def read_splits(paths: Paths) -> tuple[SplitSchema, dict[str, pd.DataFrame]]:
-    """Read the schema and every table: columns id, text, label (index into the declared labels) and group.
+    """Read the schema and every table: columns id, text, group, label (an index) where there are labels, and the task's.
 
     Raises:
         StageError: a file is missing.
@@ -60,7 +62,8 @@ def read_splits(paths: Paths) -> tuple[SplitSchema, dict[str, pd.DataFrame]]:
         except (OSError, pa.ArrowException) as error:
             problems.append(f"{path} is no Parquet file: {error}")
             continue
-        if missing := [column for column in COLUMNS if column not in table]:
+        needed = (*COLUMNS, "label") if schema.labels else COLUMNS
+        if missing := [column for column in needed if column not in table]:
             problems.append(f"{path} lacks the column(s) {', '.join(missing)}")
         elif len(table) != schema.rows[name]:
             problems.append(f"{path} has {len(table)} rows, the schema says {schema.rows[name]}")
@@ -68,6 +71,11 @@ def read_splits(paths: Paths) -> tuple[SplitSchema, dict[str, pd.DataFrame]]:
     if problems:
         raise DataError("The splits cannot be used; run `prepare` again (`dvc repro`):", problems)
     return schema, tables
+
+
+def target_names(schema: SplitSchema) -> list[str]:
+    """Return the names of the samples of where the model will be used."""
+    return [name for name in schema.rows if name not in (*SPLITS, REPLAY)]
 
 
 def splits_fingerprint(files: Mapping[str, Path]) -> str:

@@ -72,6 +72,9 @@ class Reports:
     """Rows of `history.csv`; NaN where a cell is empty."""
 
 
+SHARES = ("accuracy",)
+"""Metrics that are shares, and read best as percentages."""
+METRICS = {"log_likelihood": "Log-likelihood a token (nats)", "mrr": "MRR"}
 KINDS: dict[str, type[Report]] = {
     "base": Base,
     "schema": SplitSchema,
@@ -288,9 +291,10 @@ def _test_gain(reports: Reports) -> str:
     if test is None:
         return ""
     if not test.gain:
-        return f"Accuracy on its own task stayed at {percent(test.base)}."
+        return f"{_metric(test.metric)} on its own task stayed at {score(test.metric, test.base)}."
     word = "rose" if test.gain > 0 else "fell"
-    return f"Accuracy on its own task {word} from {percent(test.base)} to {percent(test.candidate)}."
+    before, after = score(test.metric, test.base), score(test.metric, test.candidate)
+    return f"{_metric(test.metric)} on its own task {word} from {before} to {after}."
 
 
 def _reasons(reports: Reports) -> tuple[str, ...]:
@@ -304,8 +308,9 @@ def _figures(reports: Reports) -> tuple[tuple[str, str, str], ...]:
     figures = []
     for target in reports.evaluate.targets if reports.evaluate else []:
         if target.name == "test":
-            detail = f"{percent(target.base)} before · {signed_points(target.gain)}"
-            figures.append(("Accuracy on its task", percent(target.candidate), detail))
+            detail = f"{score(target.metric, target.base)} before · {change(target.metric, target.gain)}"
+            named = f"{_metric(target.metric)} on its task"
+            figures.append((named, score(target.metric, target.candidate), detail))
     gating = [suite for suite in reports.decision.suites if suite.margin] if reports.decision else []
     if gating:
         kept = sum(suite.verdict == "PASS" for suite in gating)
@@ -322,22 +327,29 @@ def _figures(reports: Reports) -> tuple[tuple[str, str, str], ...]:
 
 def _gains(targets: Sequence[TargetOutcome]) -> tuple[Row, ...]:
     lows = [min(target.base, target.candidate, target.base + target.gain_interval[0]) for target in targets]
-    bounds = (max(min(lows, default=0.0) - 0.03, 0.0), 1.0)
+    shares = all(target.metric in SHARES for target in targets)
+    highs = [max(target.base, target.candidate, target.base + target.gain_interval[1]) for target in targets]
+    room = 0.1 * (max(highs, default=1.0) - min(lows, default=0.0)) + 1e-6
+    bounds = (min(lows, default=0.0) - room, max(highs, default=1.0) + room)
+    if shares:
+        bounds = (max(min(lows, default=0.0) - 0.03, 0.0), 1.0)
     rows = []
     for target in targets:
         low, high = target.gain_interval
         cells = (
             "its own task (test set)" if target.name == "test" else f"{target.name} (other domain)",
             f"{target.examples:,}",
-            percent(target.base),
-            percent(target.candidate),
-            "" if target.champion is None else percent(target.champion),
-            signed_points(target.gain),
-            f"{signed_points(low).removesuffix(' points')} … {signed_points(high)}",
-            f"{target.macro_f1:.3f}",
+            score(target.metric, target.base),
+            score(target.metric, target.candidate),
+            "" if target.champion is None else score(target.metric, target.champion),
+            change(target.metric, target.gain),
+            f"{change(target.metric, low).removesuffix(' points')} … {change(target.metric, high)}",
+            "" if target.macro_f1 is None else f"{target.macro_f1:.3f}",
         )
         level = "pass" if low > 0 else "fail" if high < 0 else ""
-        drawing = charts.accuracy_chart(target.base, target.candidate, target.gain_interval, bounds)
+        drawing = charts.gain_chart(
+            target.base, target.candidate, target.gain_interval, bounds, percent=shares, name=target.metric
+        )
         rows.append(Row(cells, level, drawing))
     return tuple(rows)
 
@@ -382,7 +394,13 @@ def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
     gain = [charts.Line("gain", [(item.alpha, item.gain) for item in merge.outcomes])]
     pictures = [
         Picture(
-            charts.line_chart(gain, y_label="accuracy gained", x_label="α", percent=True, mark=merge.alpha),
+            charts.line_chart(
+                gain,
+                y_label=f"{_words(merge.metric)} gained",
+                x_label="α",
+                percent=merge.metric in SHARES,
+                mark=merge.alpha,
+            ),
             "What the tuning gains on the validation split as its weight grows.",
         )
     ]
@@ -417,8 +435,8 @@ def _training(finetune: FinetuneReport) -> str:
     return (
         f"Method {finetune.method}: {finetune.epochs} epoch(s), {finetune.steps:,} steps, "
         f"{_count(finetune.trainable_parameters)} of {_count(finetune.parameters)} parameters "
-        f"trained{truncated}. Validation accuracy {percent(finetune.probe_validation_accuracy)} with the "
-        f"frozen base and a linear probe, {percent(finetune.validation_accuracy)} after the best epoch "
+        f"trained{truncated}. Validation {_words(finetune.metric)} {score(finetune.metric, finetune.start_score)} with "
+        f"{finetune.start}, {score(finetune.metric, finetune.validation_score)} after the best epoch "
         f"({finetune.best_epoch})."
     )
 
@@ -525,6 +543,20 @@ def _raw_files(source: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 def percent(share: float) -> str:
     """Write a share as a percentage: 0.789 → 78.9 %."""
     return f"{100 * share:.1f} %"
+
+
+def score(metric: str, value: float) -> str:
+    """Write a score in its metric's unit: a share as a percentage, anything else with three digits."""
+    return percent(value) if metric in SHARES else f"{value:.3f}".replace("-", "−")
+
+
+def change(metric: str, value: float) -> str:
+    """Write a change of a score in its metric's unit."""
+    return signed_points(value) if metric in SHARES else signed(value)
+
+
+def _metric(name: str) -> str:
+    return METRICS.get(name, name.replace("_", " ").capitalize())
 
 
 def signed(change: float) -> str:

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +16,8 @@ from tasks.errors import ConfigError, DataError
 from tasks.recipe import Table
 
 SHOWN = 5
+COLUMNS = ("id", "text", "label", "group", "messages", "positive", "negative", "score", "image")
+ROLES = ("system", "user", "assistant", "tool")
 LONGEST_FIELD = 2**31 - 1
 """Characters: the library's own limit, 131072, is less than a contract has."""
 ENCODING_MARKS = {  # that of UTF-32 begins with that of UTF-16
@@ -24,12 +28,15 @@ ENCODING_MARKS = {  # that of UTF-32 begins with that of UTF-16
 }
 
 
-def read_table(table: Table, folder: Path, labels: list[str]) -> tuple[pd.DataFrame, dict[str, int]]:
+def read_table(
+    table: Table, folder: Path, labels: list[str], task: str = "text-classification"
+) -> tuple[pd.DataFrame, dict[str, int]]:
     """Read `table` from `folder`.
 
     Returns:
-        A frame of strings with the columns id, text, label and group, in file order; and how many rows were
-        dropped, by reason.
+        A frame with the string columns id, text, group and, where there are `labels`, label, in file order; what the
+        task adds: `messages` (JSON), `positive`, `negative`, `score` (0…1) or `image` (the file's bytes). And how many
+        rows were dropped, by reason.
 
     Raises:
         DataError: the file or its rows cannot be used; every problem is listed, with line numbers.
@@ -38,35 +45,134 @@ def read_table(table: Table, folder: Path, labels: list[str]) -> tuple[pd.DataFr
     path = folder / table.file
     rows = _read_rows(table, path)
     problems: list[str] = []
-    needed = {
-        "text": table.text,
-        "label": table.sign_of or table.label,
-        **({"id": table.id} if table.id else {}),
-        **({"group": table.group} if table.group else {}),
-    }
+    dropped: dict[str, int] = {}
+    needed = _needed_columns(table, labels)
     columns = [str(column) for column in rows if column != "_line"]
     if rows.empty and not columns:
         raise DataError(f"{path} has no rows.")
-    if missing := [f"{column!r} (for {role})" for role, column in needed.items() if column not in rows]:
+    wanted = [(column, role) for role, column in needed.items()] + [
+        (column, "where") for column in table.where
+    ]
+    if missing := [f"{column!r} (for {role})" for column, role in wanted if column not in rows]:
         raise DataError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(columns)}.")
+    rows = _kept(table, rows, dropped)
     if rows.empty:
-        raise DataError(f"{path} has no rows.")
-    frame = pd.DataFrame({role: rows[column].astype("string") for role, column in needed.items()})
+        raise DataError(f"{path} has no rows{' where ' + str(table.where) if table.where else ''}.")
+    frame = pd.DataFrame({role: rows[column] for role, column in needed.items()})
     frame["line"] = rows["_line"]
+    frame = _contents(table, frame, folder, problems)
     if "id" not in frame:
-        frame["id"] = frame["line"].astype("string")
+        frame["id"] = frame["line"]
+    for role in ("id", "group", "label"):
+        if role in frame:
+            frame[role] = frame[role].astype("string")
     frame["group"] = _groups(table, frame, problems)
-    frame["text"] = frame["text"].str.strip()
-    _report(problems, frame, _blank(frame["text"]), "the text is empty")
     _report(
         problems,
         frame,
         frame["id"].duplicated(keep=False) | _blank(frame["id"]),
         "the id is missing or repeated",
     )
-    dropped: dict[str, int] = {}
+    if labels:
+        frame = _labelled(table, frame, labels, problems, dropped)
+    if problems:
+        raise DataError(f"{path} cannot be used:", problems)
+    return frame.drop(columns="line").astype(_types(frame)).reset_index(drop=True), dropped
+
+
+def _needed_columns(table: Table, labels: list[str]) -> dict[str, str]:
+    """Return the columns that must be there, by what they are for."""
+    content = {"image": table.image} if table.image else {"messages": table.messages or ""}
+    if not table.image and not table.messages:
+        content = {"text": table.text}
+    pairs = {"positive": table.positive, "negative": table.negative, "score": table.score}
+    label = {"label": table.sign_of or table.label} if labels else {}
+    roles = {**content, **pairs, **label, "id": table.id, "group": table.group}
+    return {role: column for role, column in roles.items() if column}
+
+
+def _kept(table: Table, rows: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+    for column, value in table.where.items():
+        kept = rows[column].astype("string") == value
+        dropped[f"{column} is not {value}"] = int((~kept.fillna(False)).sum())
+        rows = rows[kept.fillna(False)]
+    return rows
+
+
+def _contents(table: Table, frame: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
+    """Bring what the rows hold into its one form; the column `text` says it to people, whatever it is."""
+    if table.image:
+        return _images(frame, folder / table.image_folder, problems)
+    if table.messages:
+        return _conversations(frame, problems)
+    for role in ("text", "positive", "negative"):
+        if role in frame:
+            frame[role] = frame[role].astype("string").str.strip()
+            what = "the text is empty" if role == "text" else f"the {role} is empty"
+            _report(problems, frame, _blank(frame[role]), what)
+    if "score" in frame:
+        low, high = table.score_range
+        scores = (pd.to_numeric(frame["score"], errors="coerce").astype("float64") - low) / (high - low)
+        _report(problems, frame, ~scores.between(0, 1), f"the score is no number from {low:g} to {high:g}")
+        frame["score"] = scores
+    return frame
+
+
+def _images(frame: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
+    names = frame["image"].astype("string")
+    paths = [folder / str(name) for name in names]
+    outside = pd.Series([".." in path.parts for path in paths], index=frame.index)
+    _report(problems, frame, outside, f"the image is outside {folder}")
+    absent = pd.Series([not path.is_file() for path in paths], index=frame.index) & ~outside
+    _report(problems, frame, absent, f"there is no such image in {folder}")
+    usable = ~(absent | outside)
+    content = [path.read_bytes() if use else b"" for path, use in zip(paths, usable, strict=True)]
+    return frame.assign(image=pd.Series(content, index=frame.index, dtype=object), text=names)
+
+
+def _conversations(frame: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    found = [_conversation(value) for value in frame["messages"]]
+    bad = pd.Series([isinstance(item, str) for item in found], index=frame.index)
+    reasons = sorted({item for item in found if isinstance(item, str)})
+    _report(problems, frame, bad, f"the conversation cannot be read ({'; '.join(reasons[:SHOWN])})")
+    turns = [[] if isinstance(item, str) else item for item in found]
+    return frame.assign(
+        messages=[json.dumps(item, ensure_ascii=False) for item in turns],
+        text=[transcript(item) for item in turns],
+    )
+
+
+def _conversation(value: object) -> list[dict[str, str]] | str:
+    """Return a conversation's messages, or what is wrong with it."""
+    try:
+        turns: Any = json.loads(value) if isinstance(value, str) else value
+        if turns is None or isinstance(turns, float | int | dict) or not len(turns):
+            return "no list of messages"
+        messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    except ValueError:
+        return "no JSON"
+    except (KeyError, TypeError):
+        return "a message without role and content"
+    if wrong := sorted({str(turn["role"]) for turn in messages} - set(ROLES)):
+        return f"role {', '.join(wrong)}, known are {', '.join(ROLES)}"
+    if not all(isinstance(turn["content"], str) for turn in messages):
+        return "content that is no text"
+    if not any(turn["role"] == "assistant" for turn in messages):
+        return "no turn of the assistant to learn from"
+    return messages
+
+
+def transcript(messages: Sequence[Mapping[str, str]]) -> str:
+    """Return a conversation as people read it, a turn a line."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _labelled(
+    table: Table, frame: pd.DataFrame, labels: list[str], problems: list[str], dropped: dict[str, int]
+) -> pd.DataFrame:
     if table.sign_of:
-        frame, dropped = _labels_from_sign(table, frame, problems)
+        frame, by_sign = _labels_from_sign(table, frame, problems)
+        dropped |= by_sign
     else:
         frame["label"] = frame["label"].str.strip()
     empty = _blank(frame["label"])
@@ -76,9 +182,11 @@ def read_table(table: Table, folder: Path, labels: list[str]) -> tuple[pd.DataFr
     _report(
         problems, frame, unknown, f"the label is not declared ({values}); declared are {', '.join(labels)}"
     )
-    if problems:
-        raise DataError(f"{path} cannot be used:", problems)
-    return frame[["id", "text", "label", "group"]].astype(str).reset_index(drop=True), dropped
+    return frame
+
+
+def _types(frame: pd.DataFrame) -> dict[str, type]:
+    return {str(column): str for column in frame if column not in ("line", "score", "image")}
 
 
 def _groups(table: Table, frame: pd.DataFrame, problems: list[str]) -> pd.Series:
@@ -236,6 +344,14 @@ def _read_columnar(table: Table, path: Path) -> pd.DataFrame:
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is no readable {table.format} file: {error}") from None
     return frame.assign(_line=range(1, len(frame) + 1))
+
+
+def indexed(rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Return rows in the canonical order of columns, labels as indices into the declared ones."""
+    if labels:
+        index = {label: number for number, label in enumerate(labels)}
+        rows = rows.assign(label=rows["label"].map(index).astype("int64"))
+    return rows[[column for column in COLUMNS if column in rows]]
 
 
 def write_table(rows: pd.DataFrame, path: Path) -> None:

@@ -16,12 +16,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import reports
 from tasks.errors import ConfigError, StageError
+from tasks.expectations import Rule, family_rules, one_table
 from tasks.paths import Paths
 from tasks.recipe import Validate
 from tasks.splits import read_splits
@@ -31,31 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONTROL_CHARACTERS = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F]"
-# What the bytes 80–BF are in Windows-1252; closing quotation marks apart, which may well follow a capital.
-_TAIL = "\u00a0-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘“•–—˜™šœžŸ"
-_ANY_TAIL = _TAIL + "’”›"
-MOJIBAKE = "|".join(
-    [
-        f"[ÂÃ][{_TAIL}]",  # UTF-8 read as Windows-1252: Latin letters and signs ("Ã©" was "é")
-        "â€|âˆ|â„¢|ï»¿",  # punctuation ("â€™" was "’"), signs, a byte-order mark
-        f"(?:[Ä-ß][{_ANY_TAIL}]){{2}}",  # Cyrillic, Greek, Hebrew: two letters in a row
-        f"(?:[à-ï][{_ANY_TAIL}]{{2}}){{2}}",  # Chinese, Japanese, Korean
-        f"ðŸ[{_ANY_TAIL}]{{2}}",  # emoji
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One expectation by its GX name; `where` restricts it to the rows that have these values."""
-
-    type: str
-    arguments: dict[str, Any]
-    where: Mapping[str, str] | None = None
-    of_recipe: str | None = None
-    """Its place in the recipe, for messages; None for the family's own."""
-
 
 def validate(section: Validate, *, paths: Paths) -> None:
     """Measure every expectation on every row and write `validate.json`.
@@ -64,8 +39,8 @@ def validate(section: Validate, *, paths: Paths) -> None:
     take; all are listed. DataError: a split cannot be read.
     """
     schema, tables = read_splits(paths)
-    rows = _one_table(tables, schema.labels)
-    rules = [*_text_classification_suite(section, schema.labels), *_rules_of_recipe(section)]
+    rows = one_table(tables, schema.labels)
+    rules = [*family_rules(schema.task, section, schema.labels, rows), *_rules_of_recipe(section)]
     log.info("Validating %d rows against %d expectations", len(rows), len(rules))
     outcomes = _run(rules, rows, paths.scratch / "data_docs")
     failed = [outcome for outcome in outcomes if not outcome.success]
@@ -76,44 +51,6 @@ def validate(section: Validate, *, paths: Paths) -> None:
     for outcome in failed:
         log.info("Failed: %s %s: %s", outcome.type, outcome.arguments, outcome.observed)
     log.info("%d of %d expectations failed", len(failed), len(outcomes))
-
-
-def _one_table(tables: dict[str, pd.DataFrame], labels: Sequence[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    named = dict(enumerate(labels))
-    parts = [
-        table.assign(
-            label=[named.get(label, f"unknown label {label}") for label in table["label"].tolist()],
-            split=name,
-        )
-        for name, table in tables.items()
-    ]
-    return pd.concat(parts, ignore_index=True)[["id", "text", "label", "group", "split"]]
-
-
-def _text_classification_suite(section: Validate, labels: Sequence[str]) -> list[Rule]:
-    """Return what every text-classification set must fulfil."""
-    text = {"column": "text"}
-    return [
-        Rule("expect_column_values_to_not_be_null", {"column": "id"}),
-        Rule("expect_compound_columns_to_be_unique", {"column_list": ["split", "id"]}),
-        Rule("expect_column_values_to_not_be_null", text),
-        Rule("expect_column_values_to_match_regex", {**text, "regex": r"\S"}),
-        Rule("expect_column_value_lengths_to_be_between", {**text, "max_value": section.max_characters}),
-        Rule("expect_column_values_to_not_match_regex", {**text, "regex": "\ufffd"}),
-        Rule("expect_column_values_to_not_match_regex", {**text, "regex": CONTROL_CHARACTERS}),
-        Rule("expect_column_values_to_not_match_regex", {**text, "regex": MOJIBAKE}),
-        Rule("expect_column_values_to_be_in_set", {"column": "label", "value_set": list(labels)}),
-        *(
-            Rule(
-                "expect_table_row_count_to_be_between",
-                {"min_value": section.min_rows_per_class},
-                where={"split": "train", "label": label},
-            )
-            for label in labels
-        ),
-    ]
 
 
 def _rules_of_recipe(section: Validate) -> list[Rule]:

@@ -327,14 +327,14 @@ BODIES = {
         raise Preempted("asked to stop")
     _write(paths.tuned / "weights.json", sections[0].learning_rate)
     _write(paths.history, 0)
-    paths.history.write_text("step,loss,learning_rate,validation_loss,validation_accuracy\\n1,0.5,0.1,0.5,0.5\\n")
+    paths.history.write_text("step,loss,learning_rate,validation_loss,validation_score\\n1,0.5,0.1,0.5,0.5\\n")
     _write(paths.finetune, {"method": "full", "steps": 1, "epochs": 1, "trainable_parameters": 1, "parameters": 1,
-        "truncated_rows": 0, "probe_validation_accuracy": 0.5, "best_epoch": 1, "validation_loss": 0.5,
-        "validation_accuracy": 0.5, "train_loss": 0.5})
+        "truncated_rows": 0, "start_score": 0.5, "best_epoch": 1, "validation_loss": 0.5,
+        "validation_score": 0.5, "train_loss": 0.5})
 """,
     "merge": """
     _write(paths.chosen / "weights.json", (paths.tuned / "weights.json").read_text())
-    outcome = {"alpha": 1.0, "validation_accuracy": 0.9, "gain": 0.1, "suites": [], "within_budget": True,
+    outcome = {"alpha": 1.0, "validation_score": 0.9, "gain": 0.1, "suites": [], "within_budget": True,
                "blocked_by": []}
     _write(paths.merge, {"alpha": 1.0, "rescued": False, "outcomes": [outcome], "flips": [], "model": "m"})
 """,

@@ -49,7 +49,7 @@ def _word(word: str) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETAIN_HOME", str(tmp_path / "store"))
-    monkeypatch.setattr(tasks.check, "_encoder", lambda base, paths: Stand())
+    monkeypatch.setattr(tasks.check, "_encoder", lambda base, schema, paths: Stand())
 
 
 def run(root: Path, tables: dict[str, list[Row]], max_rows: int = 300, **columns: Any) -> CheckReport:
@@ -204,7 +204,7 @@ def test_nan_embeddings_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def encode(self, texts: Sequence[str], *, max_length: int) -> np.ndarray:
             return np.full((len(texts), 4), np.nan)
 
-    monkeypatch.setattr(tasks.check, "_encoder", lambda base, paths: Broken())
+    monkeypatch.setattr(tasks.check, "_encoder", lambda base, schema, paths: Broken())
     with pytest.raises(DataError, match="NaN or infinite"):
         run(tmp_path, ordinary())
 
@@ -249,7 +249,7 @@ def test_ten_dialogues_among_a_thousand_are_clearly_bad_with_a_real_encoder(
     file = Path(corpus.origin).parent / "data/english/tech_support.yml"
     dialogues = yaml.safe_load(file.read_text())["conversations"]
     folder = Path(model.origin).parent / "model"
-    monkeypatch.setattr(tasks.check, "_encoder", lambda base, paths: load_encoder(folder))
+    monkeypatch.setattr(tasks.check, "_encoder", lambda base, schema, paths: load_encoder(folder))
     rows = [(" ".join(map(str, lines)), number % 2) for number, lines in enumerate(dialogues)]
     report = run(tmp_path, {**ordinary(), "train": rows})
     assert len(rows) == 1050

@@ -61,7 +61,7 @@ class Case:
             ),
         )
         outcome = reports.AlphaOutcome(
-            alpha=self.alpha, validation_accuracy=0.9, gain=0.1, suites=[], within_budget=True, blocked_by=[]
+            alpha=self.alpha, validation_score=0.9, gain=0.1, suites=[], within_budget=True, blocked_by=[]
         )
         reports.write_report(
             self.paths.merge,
@@ -79,7 +79,7 @@ class Case:
         return [
             reports.AlphaOutcome(
                 alpha=1.0,
-                validation_accuracy=0.8,
+                validation_score=0.8,
                 gain=self.tuned_gain,
                 suites=[],
                 within_budget=True,

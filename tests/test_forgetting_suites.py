@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,13 +24,13 @@ def info(kind: str, **more: object) -> BenchmarkInfo:
 
 
 def table(**vectors: tuple[float, float]):  # type: ignore[no-untyped-def]
-    """Return an embedder that looks a text up."""
+    """Return a subject that looks a text's vector up."""
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         rows = np.array([vectors[text] for text in texts], dtype=np.float32)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    return embed
+    return SimpleNamespace(embed=embed, model=None)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_features_that_tell_the_classes_apart_are_right(kind: str) -> None:
     labels = np.arange(60) % 2
     vectors = {f"t{row}": (1.0, (2 * labels[row] - 1) * rng.uniform(0.5, 1.0)) for row in range(60)}
     rows = pd.DataFrame({"id": list(vectors), "text": list(vectors), "label": labels, "group": list(vectors)})
-    suite = Suite(info(kind, neighbours=5), rows[40:].reset_index(drop=True), rows[:40])
+    suite = Suite(info(kind, settings={"neighbours": 5}), rows[40:].reset_index(drop=True), rows[:40])
     assert suite.measure(table(**vectors)).tolist() == [1.0] * 20
     assert suite.chance == 0.5
 

@@ -8,9 +8,9 @@ from safetensors.numpy import load_file
 
 from tasks import merge as stage
 from tasks import reports
+from tasks.families import load_model
 from tasks.files import folder_fingerprint
 from tasks.merge import merge
-from tasks.models import load_classifier
 from tasks.paths import Paths
 from tasks.recipe import load_recipe
 from tests.models_data import tuned_project
@@ -33,7 +33,7 @@ def run(paths: Paths, margin: float = 0.5) -> reports.MergeReport:
 
 def outcome(alpha: float, gain: float, allowed: bool = True) -> reports.AlphaOutcome:
     return reports.AlphaOutcome(
-        alpha=alpha, validation_accuracy=gain, gain=gain, suites=[], within_budget=allowed, blocked_by=[]
+        alpha=alpha, validation_score=gain, gain=gain, suites=[], within_budget=allowed, blocked_by=[]
     )
 
 
@@ -114,4 +114,4 @@ def test_same_inputs_give_the_same_bytes(project: Paths) -> None:
 
 def test_the_chosen_model_classifies(project: Paths) -> None:
     run(project)
-    assert load_classifier(project.chosen).logits(["the phone was good"]).shape == (1, 2)
+    assert len(load_model(project.chosen).answer(["the phone was good"])) == 1

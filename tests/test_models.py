@@ -13,19 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizerFast, RobertaConfig, RobertaModel
 
 from tasks.errors import StageError
+from tasks.families import load_model
+from tasks.families.interface import interpolate
+from tasks.families.text_classification import TextClassifier
 from tasks.files import folder_fingerprint
-from tasks.models import (
-    Classifier,
-    Encoder,
-    interpolate,
-    length_batches,
-    load_classifier,
-    load_encoder,
-    save_classifier,
-    start_classifier,
-    weights_fingerprint,
-)
-from tests.tiny import make_tiny_base
+from tasks.models import Encoder, load_encoder, weights_fingerprint
+from tasks.training.batches import length_batches
+from tests.tiny import make_tiny_base, tiny_classifier
 
 TEXTS = ["good", "the phone was not very good after a week", "bad film", "it works and the screen is great"]
 
@@ -40,14 +34,8 @@ def encoder(base: Path) -> Encoder:
     return load_encoder(base, "cpu")
 
 
-def classifier(base: Path, seed: int) -> Classifier:
-    encoder = load_encoder(base, "cpu")
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in encoder.model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.01 * seed)
-    head = torch.nn.Linear(32, 2)
-    return Classifier(encoder.model, encoder.tokenizer, "cpu", "fp32", head, ["negative", "positive"], 16)
+def classifier(base: Path, seed: int) -> TextClassifier:
+    return tiny_classifier(base, seed=seed)
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(encoder: Encoder) -> None:
@@ -60,13 +48,12 @@ def test_a_vector_does_not_depend_on_its_neighbours(encoder: Encoder) -> None:
 
 
 def test_pooling_is_the_mean_over_real_tokens(encoder: Encoder) -> None:
-    batch = encoder.collate(TEXTS, 64)
+    tokens = encoder.tokens(TEXTS, 64)
     with torch.inference_mode():
-        pooled = encoder.pool(batch)
-        hidden = encoder.model(**batch).last_hidden_state
-    length = int(batch["attention_mask"][0].sum())
-    assert length < hidden.shape[1], "the first text is padded"
-    assert torch.allclose(pooled[0], hidden[0, :length].mean(0), atol=1e-6)
+        pooled = encoder.pool(tokens)
+        hidden = encoder.backbone(**encoder.collate(tokens)).last_hidden_state
+    assert len(tokens[0]) < hidden.shape[1], "the first text is padded"
+    assert torch.allclose(pooled[0], hidden[0, : len(tokens[0])].mean(0), atol=1e-6)
 
 
 def test_batches_hold_each_row_once_within_the_token_limit() -> None:
@@ -80,21 +67,25 @@ def test_a_text_longer_than_a_batch_is_still_embedded() -> None:
     assert [rows.tolist() for rows in length_batches(np.array([5000, 3]), 1000)] == [[0], [1]]
 
 
-def test_token_counts_cut_nothing(encoder: Encoder) -> None:
-    counts = encoder.token_counts([*TEXTS, "good " * 300])
-    assert counts[-1] == 302
-    assert encoder.token_counts([]).tolist() == []
+def test_tokens_are_cut_only_when_asked(encoder: Encoder) -> None:
+    texts = [*TEXTS, "good " * 300]
+    assert len(encoder.tokens(texts)[-1]) == 302
+    assert len(encoder.tokens(texts, 16)[-1]) == 16
+    assert encoder.tokens([]) == []
 
 
 def test_what_is_saved_comes_back_bit_for_bit(base: Path, tmp_path: Path) -> None:
     made = classifier(base, 1)
-    save_classifier(made, tmp_path / "model")
-    read = load_classifier(tmp_path / "model", "cpu")
-    assert all(torch.equal(value, read.state()[name]) for name, value in made.state().items())
+    made.save(tmp_path / "model")
+    read = load_model(tmp_path / "model", "cpu")
+    assert all(
+        torch.equal(value, read.network.state_dict()[name])
+        for name, value in made.network.state_dict().items()
+    )
     assert (list(read.labels), read.max_length) == (["negative", "positive"], 16)
     assert np.array_equal(made.logits(TEXTS), read.logits(TEXTS))
     first = folder_fingerprint(tmp_path / "model")
-    save_classifier(read, tmp_path / "model")
+    read.save(tmp_path / "model")
     assert folder_fingerprint(tmp_path / "model") == first
     assert not list(tmp_path.glob(".model.*"))
 
@@ -102,20 +93,22 @@ def test_what_is_saved_comes_back_bit_for_bit(base: Path, tmp_path: Path) -> Non
 def test_alpha_zero_is_the_start_one_is_the_tuned_and_half_the_mean(base: Path) -> None:
     start, tuned = classifier(base, 1), classifier(base, 2)
     for alpha, end in ((0.0, start), (1.0, tuned)):
-        mixed = interpolate(start, tuned, alpha).state()
-        assert all(torch.equal(mixed[name], value) for name, value in end.state().items())
-    half = interpolate(start, tuned, 0.5).state()
+        mixed = interpolate(start, tuned, alpha).network.state_dict()
+        assert all(torch.equal(mixed[name], value) for name, value in end.network.state_dict().items())
+    half = interpolate(start, tuned, 0.5).network.state_dict()
     for name, value in half.items():
         if value.is_floating_point():
-            assert torch.allclose(value, (start.state()[name] + tuned.state()[name]) / 2, atol=1e-6)
-    assert not torch.equal(start.state()["head.weight"], tuned.state()["head.weight"]), (
-        "the ends are as they were"
-    )
+            assert torch.allclose(
+                value, (start.network.state_dict()[name] + tuned.network.state_dict()[name]) / 2, atol=1e-6
+            )
+    assert not torch.equal(
+        start.network.state_dict()["head.weight"], tuned.network.state_dict()["head.weight"]
+    ), "the ends are as they were"
 
 
 def test_models_of_other_shape_do_not_mix(base: Path, tmp_path: Path) -> None:
     tuned = classifier(base, 1)
-    tuned.model.add_module("more", torch.nn.Linear(2, 2))
+    tuned.backbone.add_module("more", torch.nn.Linear(2, 2))
     with pytest.raises(StageError, match="differ in shape"):
         interpolate(classifier(base, 1), tuned, 0.5)
 
@@ -123,24 +116,25 @@ def test_models_of_other_shape_do_not_mix(base: Path, tmp_path: Path) -> None:
 def test_where_tuning_started_is_the_base_with_the_probe(base: Path, tmp_path: Path) -> None:
     tuned = classifier(base, 3)
     probe = {"weight": torch.ones(2, 32), "bias": torch.zeros(2)}
-    save_classifier(tuned, tmp_path / "tuned", start_head=probe)
-    start = start_classifier(base, tmp_path / "tuned", "cpu")
+    tuned.start_head = probe
+    tuned.save(tmp_path / "tuned")
+    start = TextClassifier.load_start(base, tmp_path / "tuned", "cpu")
     assert torch.equal(start.head.weight, probe["weight"])
-    assert weights_fingerprint(start) == weights_fingerprint(load_encoder(base, "cpu"))
-    assert weights_fingerprint(start) != weights_fingerprint(tuned)
+    assert weights_fingerprint(start.backbone) == weights_fingerprint(load_encoder(base, "cpu").backbone)
+    assert weights_fingerprint(start.backbone) != weights_fingerprint(tuned.backbone)
 
 
 def test_folders_that_are_no_models_say_so(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"no head\.json: it is an encoder"):
-        load_classifier(base, "cpu")
+    with pytest.raises(StageError, match=r"no task\.json: it is a base model"):
+        load_model(base, "cpu")
     with pytest.raises(StageError, match="no usable model folder"):
         load_encoder(tmp_path, "cpu")
     made = classifier(base, 1)
-    save_classifier(made, tmp_path / "model")
-    description = tmp_path / "model" / "head.json"
+    made.save(tmp_path / "model")
+    description = tmp_path / "model" / "task.json"
     description.write_text(json.dumps({**json.loads(description.read_text()), "labels": ["one"]}))
-    with pytest.raises(StageError, match="2 classes but 1 labels"):
-        load_classifier(tmp_path / "model", "cpu")
+    with pytest.raises(StageError, match=r"2 classes but task\.json has 1 labels"):
+        load_model(tmp_path / "model", "cpu")
 
 
 def damaged(base: Path, folder: Path, *, drop: str = "", **config: object) -> Path:
@@ -158,12 +152,12 @@ def test_a_base_without_a_pooler_is_the_same_each_time(base: Path, tmp_path: Pat
     folder = damaged(base, tmp_path / "bare", drop="pooler.")
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = weights_fingerprint(load_encoder(folder, "cpu"))
+    first = weights_fingerprint(load_encoder(folder, "cpu").backbone)
     assert torch.equal(torch.get_rng_state(), state), (
         "loading draws no random number that training would miss"
     )
     torch.manual_seed(2)
-    assert weights_fingerprint(load_encoder(folder, "cpu")) == first
+    assert weights_fingerprint(load_encoder(folder, "cpu").backbone) == first
 
 
 def test_no_weight_is_made_up(base: Path, tmp_path: Path) -> None:
@@ -193,15 +187,15 @@ def test_weights_that_are_not_whole_say_so(base: Path, tmp_path: Path, content: 
 
 
 @pytest.mark.parametrize(
-    ("file", "content"), [("head.safetensors", b"x"), ("head.json", b"{"), ("head.safetensors", None)]
+    ("file", "content"), [("head.safetensors", b"x"), ("task.json", b"{"), ("head.safetensors", None)]
 )
 def test_a_damaged_head_says_so(base: Path, tmp_path: Path, file: str, content: bytes | None) -> None:
-    save_classifier(classifier(base, 1), tmp_path / "model")
+    classifier(base, 1).save(tmp_path / "model")
     (tmp_path / "model" / file).unlink()
     if content:
         (tmp_path / "model" / file).write_bytes(content)
-    with pytest.raises(StageError, match=r"model is a damaged classifier: head\.safetensors or head\.json"):
-        load_classifier(tmp_path / "model", "cpu")
+    with pytest.raises(StageError, match=r"model is a damaged (classifier|model)"):
+        load_model(tmp_path / "model", "cpu")
 
 
 def test_a_text_is_cut_where_the_tokenizer_says_it_ends(base: Path, tmp_path: Path) -> None:

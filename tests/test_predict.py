@@ -10,26 +10,16 @@ import pytest
 
 from tasks.errors import DataError, RegistryError, StageError
 from tasks.files import folder_fingerprint
-from tasks.models import load_encoder
 from tasks.predict import Release, load_release
 from tasks.registry import open_registry
-from tests.tiny import make_tiny_base
+from tests.tiny import make_tiny_base, tiny_classifier
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    from tasks.models import Classifier, save_classifier
-
-    torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("predict")
-    encoder = load_encoder(make_tiny_base(folder / "base", 3), "cpu")
-    head = torch.nn.Linear(32, 3)
-    labels = ["bad", "neither", "good"]
-    save_classifier(
-        Classifier(encoder.model, encoder.tokenizer, "cpu", "fp32", head, labels, 32), folder / "model"
-    )
+    base = make_tiny_base(folder / "base", 3)
+    tiny_classifier(base, seed=3, labels=("bad", "neither", "good"), max_length=32).save(folder / "model")
     return folder / "model"
 
 
@@ -50,26 +40,27 @@ def release(location: str) -> Release:
 
 def test_every_text_gets_a_label_and_probabilities_that_sum_to_one(release: Release) -> None:
     texts = ["the phone was good", "the film was awful " * 30, "neither"]
-    made = release.classify(texts)
-    assert [one.text for one in made] == texts
+    made = release.answer(texts)
+    assert len(made) == len(texts)
     for one in made:
-        assert list(one.probabilities) == ["bad", "neither", "good"]
-        assert sum(one.probabilities.values()) == pytest.approx(1)
-        assert one.probability == one.probabilities[one.label] == max(one.probabilities.values())
-    assert release.classify([]) == []
+        shares = one["probabilities"]
+        assert list(shares) == ["bad", "neither", "good"]
+        assert sum(shares.values()) == pytest.approx(1)
+        assert one["probability"] == shares[one["label"]] == max(shares.values())
+    assert release.answer([]) == []
 
 
 def test_a_text_is_classified_the_same_alone_and_among_others(release: Release) -> None:
-    alone = release.classify(["good"])[0]
-    among = release.classify(["a very long text about a phone and a film", "good", "bad"])[1]
-    assert among.probability == pytest.approx(alone.probability, abs=1e-5)
+    alone = release.answer(["good"])[0]
+    among = release.answer(["a very long text about a phone and a film", "good", "bad"])[1]
+    assert among["probability"] == pytest.approx(alone["probability"], abs=1e-5)
 
 
 def test_empty_texts_are_named_by_their_place(release: Release) -> None:
     with pytest.raises(DataError, match=r"empty text: number 2, 4\."):
-        release.classify(["good", " ", "bad", ""])
+        release.answer(["good", " ", "bad", ""])
     with pytest.raises(DataError, match=r"9, 10 and 2 more\."):
-        release.classify([""] * 12)
+        release.answer([""] * 12)
 
 
 def test_what_lies_in_the_store_is_verified_each_time(
@@ -80,7 +71,7 @@ def test_what_lies_in_the_store_is_verified_each_time(
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     again = load_release(location, "tiny", 1)
     assert folder_fingerprint(kept) == release.manifest.model_fingerprint
-    assert again.classify(["fine"]) == release.classify(["fine"])
+    assert again.answer(["fine"]) == release.answer(["fine"])
 
 
 def test_a_release_that_is_whole_in_the_store_is_not_fetched_again(
@@ -103,5 +94,5 @@ def test_many_may_load_it_at_once(location: str) -> None:
 def test_a_release_that_is_no_classifier_is_said(location: str, tmp_path: Path) -> None:
     base = make_tiny_base(tmp_path / "encoder", 1)
     open_registry(location).publish("encoder", base, metrics={}, lineage={}, reports={}, run_id="r")
-    with pytest.raises(StageError, match="an encoder, not a classifier"):
+    with pytest.raises(StageError, match="it is a base model, not a tuned one"):
         load_release(location, "encoder", 1)

@@ -177,8 +177,8 @@ def one_label(paths: Paths, label: str) -> str:
 
 
 def feature_benchmark(file: str, **more: int) -> dict[str, Benchmark]:
-    table = Table(file=file)
-    return {"known": FeatureBenchmark(kind="probe", table=table, **more)}
+    table = Table(file=file, **more)
+    return {"known": FeatureBenchmark(kind="probe", table=table)}
 
 
 def prepare_with(paths: Paths, benchmarks: dict[str, Benchmark]) -> None:

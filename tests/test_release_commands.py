@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks.models import Classifier, load_encoder, save_classifier
 from tasks.paths import Paths
 from tasks.registry import open_registry
 from tasks.reports import DecideReport, read_report, write_report
@@ -17,23 +16,16 @@ from tests.conftest import Run
 from tests.models_data import tuned_project
 from tests.project import Project
 from tests.test_summary import run_reports
-from tests.tiny import make_tiny_base
+from tests.tiny import make_tiny_base, tiny_classifier
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    import torch
-
     folder = tmp_path_factory.mktemp("models")
     made = []
     for seed in (1, 2):
-        torch.manual_seed(seed)
-        encoder = load_encoder(make_tiny_base(folder / f"base{seed}", seed), "cpu")
-        head = torch.nn.Linear(32, 2)
-        model = Classifier(
-            encoder.model, encoder.tokenizer, "cpu", "fp32", head, ["negative", "positive"], 32
-        )
-        save_classifier(model, folder / f"model{seed}")
+        base = make_tiny_base(folder / f"base{seed}", seed)
+        tiny_classifier(base, seed=seed, max_length=32).save(folder / f"model{seed}")
         made.append(folder / f"model{seed}")
     return made
 

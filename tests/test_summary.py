@@ -40,7 +40,7 @@ def _merge(harm: float, chosen: float) -> r.MergeReport:
     outcomes = [
         r.AlphaOutcome(
             alpha=step / 10,
-            validation_accuracy=0.789 + 0.1 * math.sin(step / 7),
+            validation_score=0.789 + 0.1 * math.sin(step / 7),
             gain=0.1 * math.sin(step / 7),
             suites=_suites(step / 10, harm),
             within_budget=harm * (step / 10) ** 2 < 0.03,
@@ -157,10 +157,10 @@ def _finetune() -> r.FinetuneReport:
         trainable_parameters=22_713_986,
         parameters=22_713_986,
         truncated_rows=3,
-        probe_validation_accuracy=0.791,
+        start_score=0.791,
         best_epoch=2,
         validation_loss=0.29,
-        validation_accuracy=0.889,
+        validation_score=0.889,
         train_loss=0.21,
     )
 

@@ -8,17 +8,17 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from tasks.errors import Preempted, StageError
-from tasks.models import Classifier, load_encoder
+from tasks.families.interface import Measured
+from tasks.families.text_classification import TextClassifier
 from tasks.recipe import Finetune
-from tasks.training import loop
 from tasks.training.checkpoints import newest_checkpoint
-from tasks.training.loop import Rows, Trainer, score
-from tasks.training.probe import fresh_head
-from tests.tiny import make_tiny_base
+from tasks.training.loop import Trainer
+from tests.tiny import make_tiny_base, tiny_classifier
 
 ORDINARY = {
     "method": "full", "learning_rate": 1e-3, "epochs": 2, "batch_size": 8, "warmup_share": 0.1, "weight_decay": 0.01,
@@ -33,20 +33,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("loop") / "base")
 
 
-def rows(classifier: Classifier, count: int) -> Rows:
+def rows(count: int) -> pd.DataFrame:
     texts = [f"the {'phone' if n % 3 else 'film'} was {'good' if n % 2 else 'bad'} {n}" for n in range(count)]
-    labels = np.arange(count) % 2
-    return Rows(texts, labels, [f"r{n}" for n in range(count)], classifier.token_counts(texts))
+    return pd.DataFrame({"id": [f"r{n}" for n in range(count)], "text": texts, "label": np.arange(count) % 2})
 
 
 def trainer(base: Path, scratch: Path, **more: object) -> Trainer:
     section = Finetune.model_validate({**ORDINARY, **more})
-    encoder = load_encoder(base, "cpu")
-    head = fresh_head(32, 2, section.seed)
-    classifier = Classifier(
-        encoder.model, encoder.tokenizer, "cpu", "fp32", head, ["negative", "positive"], 16
-    )
-    return Trainer(classifier, section, rows(classifier, 27), rows(classifier, 12), scratch)
+    model = tiny_classifier(base, max_length=min(section.length, 64))
+    return Trainer(model, section, rows(27), rows(12), scratch)
 
 
 def stop_in(patch: pytest.MonkeyPatch, at: int, end: BaseException | None) -> None:
@@ -65,7 +60,7 @@ def stop_in(patch: pytest.MonkeyPatch, at: int, end: BaseException | None) -> No
 
 def finished(made: Trainer) -> tuple[dict[str, torch.Tensor], object]:
     progress = made.fit()
-    return {name: value.clone() for name, value in made.classifier.state().items()}, vars(progress)
+    return {name: value.clone() for name, value in made.network.state_dict().items()}, vars(progress)
 
 
 @pytest.mark.parametrize("unfreeze_every", [0, 2])
@@ -101,21 +96,22 @@ def test_what_stays_is_the_epoch_with_the_least_validation_loss(
     states = []
     made = trainer(base, tmp_path, epochs=4)
 
-    def scored(classifier: Classifier, rows: Rows) -> tuple[float, float]:
-        states.append({name: value.clone() for name, value in classifier.state().items()})
-        return next(losses), 0.5
+    def scored(model: TextClassifier, table: pd.DataFrame) -> Measured:
+        states.append({name: value.clone() for name, value in model.network.state_dict().items()})
+        return Measured(np.array([next(losses)]), np.array([0.5]))
 
-    monkeypatch.setattr(loop, "score", scored)
+    monkeypatch.setattr(TextClassifier, "measure", scored)
     progress = made.fit()
     assert (progress.best_epoch, progress.best_loss, progress.epoch) == (2, 0.3, 4)
-    assert all(torch.equal(value, states[1][name]) for name, value in made.classifier.state().items())
+    assert all(torch.equal(value, states[1][name]) for name, value in made.network.state_dict().items())
     assert [row.get("validation_loss") for row in progress.history[3::4]] == [0.5, 0.3, 0.4, 0.6]
 
 
 def test_a_validation_loss_that_is_no_number_stops_with_a_remedy(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "score", lambda *_: (math.nan, 0.5))
+    nothing = Measured(np.array([math.nan]), np.array([0.5]))
+    monkeypatch.setattr(TextClassifier, "measure", lambda *_: nothing)
     with pytest.raises(
         StageError, match=r"epoch 1: the validation loss is nan; lower finetune\.learning_rate"
     ):
@@ -126,27 +122,41 @@ def test_a_gradient_that_overflows_changes_no_weight(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = trainer(base, tmp_path)
-    before = {name: value.clone() for name, value in made.classifier.state().items()}
-    loss = Trainer._loss
-    monkeypatch.setattr(Trainer, "_loss", lambda self, rows: loss(self, rows) * 1e38 * 1e38)
+    before = {name: value.clone() for name, value in made.network.state_dict().items()}
+    loss = TextClassifier.loss
+    monkeypatch.setattr(TextClassifier, "loss", lambda self, *rows: loss(self, *rows) * 1e38 * 1e38)
     with pytest.raises(StageError, match=r"step 1: the loss is inf .* rows of this batch: r\d+"):
         made.fit()
-    assert all(torch.equal(value, before[name]) for name, value in made.classifier.state().items())
+    assert all(torch.equal(value, before[name]) for name, value in made.network.state_dict().items())
     assert newest_checkpoint(tmp_path) is None
 
 
-def test_the_score_is_cross_entropy_and_accuracy(base: Path, tmp_path: Path) -> None:
-    made = trainer(base, tmp_path)
-    labelled = rows(made.classifier, 12)
-    logits = torch.from_numpy(made.classifier.logits(labelled.texts))
-    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labelled.labels))
-    loss, accuracy = score(made.classifier, labelled)
-    assert loss == pytest.approx(float(expected), abs=1e-6)
-    assert accuracy == float((logits.argmax(1).numpy() == labelled.labels).mean())
+def test_a_measure_is_cross_entropy_and_correctness(base: Path, tmp_path: Path) -> None:
+    made, table = trainer(base, tmp_path), rows(12)
+    logits = torch.from_numpy(made.model.logits(table["text"].tolist()))
+    labels = table["label"].to_numpy()
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+    measured = made.model.measure(table)
+    assert measured.loss == pytest.approx(float(expected), abs=1e-6)
+    assert measured.score == float((logits.argmax(1).numpy() == labels).mean())
 
 
 def test_a_longer_text_than_the_model_reads_trains_cut(base: Path, tmp_path: Path) -> None:
-    made = trainer(base, tmp_path, max_length=500, epochs=1)
-    made.train_rows.texts[0] = "good " * 300
-    made.train_rows.lengths[0] = 302
+    section = Finetune.model_validate({**ORDINARY, "epochs": 1})
+    table = rows(27)
+    table.loc[0, "text"] = "good " * 300
+    made = Trainer(tiny_classifier(base), section, table, rows(12), tmp_path)
+    assert made.examples.truncated == 1
+    assert made.examples.lengths[0] == 16
     assert math.isfinite(made.fit().train_loss)
+
+
+def test_training_ends_when_validation_gets_no_better(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([0.5, 0.3, 0.4, 0.35, 0.2, 0.1])
+    monkeypatch.setattr(
+        TextClassifier, "measure", lambda *_: Measured(np.array([next(losses)]), np.array([0.5]))
+    )
+    progress = trainer(base, tmp_path, epochs=6, patience=2).fit()
+    assert (progress.epoch, progress.best_epoch) == (4, 2)

@@ -1,6 +1,12 @@
 """Tiny models for tests: the shape of the real thing, made in a second, with random weights."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.families.text_classification import TextClassifier
 
 WORDS = (
     "good great fine happy love excellent bad poor awful sad hate terrible the a is was it this that product "
@@ -32,3 +38,20 @@ def make_tiny_base(folder: Path, seed: int = 0) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+def tiny_classifier(
+    base: Path, *, seed: int = 0, labels: tuple[str, ...] = ("negative", "positive"), max_length: int = 16
+) -> TextClassifier:
+    """Return a classifier on a tiny base with a random head; a seed above 0 also moves the encoder's weights."""
+    import torch
+
+    from tasks.families.text_classification import TextClassifier
+    from tasks.models import load_encoder
+
+    encoder = load_encoder(base, "cpu")
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in encoder.backbone.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01 * seed)
+    return TextClassifier(encoder, torch.nn.Linear(32, len(labels)), list(labels), max_length)

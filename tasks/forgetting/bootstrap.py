@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Weights = NDArray[np.float64]
 
@@ -29,6 +30,25 @@ def macro_f1(
     hits = weights @ (own * answered)
     either = weights @ own + weights @ answered
     return np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0).mean(axis=1)
+
+
+def spearman_terms(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the jackknife pseudo-value of Spearman's correlation a row, `(rows,)`: n·ρ - (n - 1)·ρ without it.
+
+    Their mean is the correlation less its bias, their spread its standard error, so that a metric that is no mean of
+    examples can be judged like one. Source: Efron and Tibshirani 1993, chapter 11. 0 where one does not vary.
+    """
+    rows = len(first)
+    a, b = stats.rankdata(first), stats.rankdata(second)
+    if rows < 3 or a.std() < 1e-12 or b.std() < 1e-12:
+        return np.zeros(rows)
+    whole = float(np.corrcoef(a, b)[0, 1])
+    without = np.empty(rows)
+    for row in range(rows):
+        # Taking a row out lowers the rank of those above it by one, and of its ties by a half.
+        x, y = (np.delete(r - (v > v[row]) - 0.5 * (v == v[row]), row) for r, v in ((a, first), (b, second)))
+        without[row] = float(np.corrcoef(x, y)[0, 1]) if x.std() > 1e-12 and y.std() > 1e-12 else 0.0
+    return rows * whole - (rows - 1) * without
 
 
 def interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:

@@ -11,9 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.embeddings import embed, vectors_folder
+from tasks.families import family
+from tasks.families.interface import Embedder
+from tasks.files import atomic_path, fingerprint
 from tasks.forgetting.rule import paired_loss
-from tasks.forgetting.suites import Suite
-from tasks.models import Encoder, load_encoder, weights_fingerprint
+from tasks.forgetting.suites import EMBEDDING, Suite
+from tasks.models import weights_fingerprint
+from tasks.paths import store
 from tasks.recipe import Evaluate
 from tasks.reports import Base, SuiteOutcome
 from tasks.sources import first_base_folder
@@ -23,32 +27,57 @@ Outcomes = NDArray[np.float64]
 
 @dataclass
 class Subject:
-    """A model under measurement. Its vectors are kept in the machine's store, so nothing is embedded twice."""
+    """A model under measurement. What it answered is kept in the machine's store, so nothing is measured twice."""
 
-    encoder: Encoder
+    model: Embedder
     settings: Evaluate
     fingerprint: str = ""
     """Of its weights; worked out when it is not given."""
     _outcomes: dict[str, Outcomes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.fingerprint = self.fingerprint or weights_fingerprint(self.encoder)
+        self.fingerprint = self.fingerprint or weights_fingerprint(self.model.backbone)
 
     def outcomes(self, suite: Suite) -> Outcomes:
         """Return the outcome of each example of a suite, `(examples,)`."""
         if suite.name not in self._outcomes:
-            self._outcomes[suite.name] = suite.measure(self._embed)
+            self._outcomes[suite.name] = self._measure(suite)
         return self._outcomes[suite.name]
 
-    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        length = min(self.settings.max_length, self.encoder.limit)
-        folder = vectors_folder(
-            self.fingerprint, length, device=self.encoder.device, precision=self.settings.precision
+    def embed(self, contents: Sequence[str | bytes]) -> NDArray[np.float32]:
+        """Return the model's unit vectors of texts or images, (rows, dim)."""
+        return embed(contents, lambda: self.model, self._folder, self._length)
+
+    @property
+    def _length(self) -> int:
+        return min(self.settings.max_length, self.model.limit)
+
+    @property
+    def _folder(self) -> Path:
+        return vectors_folder(
+            self.fingerprint, self._length, device=self.model.device, precision=self.settings.precision
         )
-        return embed(texts, lambda: self.encoder, folder, length)
+
+    def _measure(self, suite: Suite) -> Outcomes:
+        """Measure a suite; kinds that ask for more than vectors have their outcomes kept as a whole."""
+        if suite.info.kind in EMBEDDING:
+            return suite.measure(self)
+        settings = fingerprint([(name, repr(value)) for name, value in suite.info.settings.items()])
+        kept = store() / "outcomes" / self._folder.relative_to(store() / "embeddings")
+        kept = kept / f"{suite.info.fingerprint}-{settings[:16]}.npy"
+        try:
+            found: Outcomes = np.load(kept, allow_pickle=False)
+            if found.shape == (len(suite.examples),):
+                return found
+        except (OSError, ValueError):
+            pass  # not measured yet, or damaged: measured now
+        found = suite.measure(self)
+        with atomic_path(kept) as aside, aside.open("wb") as file:
+            np.save(file, found)
+        return found
 
 
-def reference(base: Base, start: Encoder, settings: Evaluate, root: Path) -> Subject:
+def reference(base: Base, task: str, start: Embedder, settings: Evaluate, root: Path) -> Subject:
     """Return what forgetting is measured from: the first base of the lineage, not the release before.
 
     `start` is the base of this run, loaded; it serves where the lineage begins with it.
@@ -58,8 +87,8 @@ def reference(base: Base, start: Encoder, settings: Evaluate, root: Path) -> Sub
     """
     if base.first_base.fingerprint == base.fingerprint:
         return Subject(start, settings, base.fingerprint)
-    encoder = load_encoder(first_base_folder(base, root), start.device, start.precision)
-    return Subject(encoder, settings, base.first_base.fingerprint)
+    first = family(task).load_base(first_base_folder(base, root), start.device, start.precision)
+    return Subject(first, settings, base.first_base.fingerprint)
 
 
 def compare(suite: Suite, base: Subject, candidate: Subject) -> SuiteOutcome:

@@ -109,12 +109,13 @@ class PairedLoss:
         return PairedLoss(-self.values, -self.by_group, self.binary)
 
     def _bound(self, excess: Callable[[float], float]) -> float:
-        # The p value falls as the loss under test rises, from above the level at -1 to 0 at 1.
-        if excess(1.0) > 0:
-            return 1.0
-        if excess(-1.0) < 0:
-            return -1.0
-        return float(optimize.brentq(excess, -1.0, 1.0, xtol=1e-9))
+        # The p value falls as the loss under test rises, from above the level at -most to 0 at most.
+        most = 1.0 if self.binary else max(1.0, float(np.abs(self.values).max()))
+        if excess(most) > 0:
+            return most
+        if excess(-most) < 0:
+            return -most
+        return float(optimize.brentq(excess, -most, most, xtol=1e-9))
 
     def _p_of_none(self, margin: float) -> float:
         """Return the chance that a sample of this size shows none of the total losses that would make up the margin.
@@ -179,7 +180,7 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
     squares = paired_loss(
         loss.values**2, np.zeros_like(loss.values), [str(row) for row in range(len(loss.values))]
     )
-    spread = min(squares.upper(1 - level / 2), 1.0)
+    spread = min(squares.upper(1 - level / 2), max(1.0, float(np.abs(loss.values).max()) ** 2))
     design = len(loss.values) / loss.effective_examples
     z = errors_to_margin(confidence, power)
     by_spread = spread * design * (z / margin) ** 2

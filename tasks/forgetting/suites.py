@@ -5,31 +5,54 @@
 | retrieval | 1 / rank of its document among all, by cosine; equals count as ahead | `mrr` |
 | probe | 1 if a logistic regression on the fitting part's features is right | `accuracy` |
 | knn | 1 if the nearest of the fitting part vote for its label, by cosine | `accuracy` |
+| head | 1 if the base's original head is right | `accuracy` |
+| similarity | its jackknife pseudo-value of Spearman's correlation of cosine and score | `spearman` |
+| choices | 1 if the right choice is the likeliest | `accuracy` |
+| last-word | 1 if the last word is what the model would say | `accuracy` |
+| perplexity | mean log-likelihood a token of a block, in nats | `log_likelihood` |
+| harness | the task's own metric | as the recipe says |
 
 All are zero-shot or fit on their own part, so nothing here depends on what the model was tuned for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.errors import StageError
+from tasks.forgetting.bootstrap import spearman_terms
 from tasks.reports import BenchmarkInfo, read_report
 
 Vectors = NDArray[np.float32]
-Embed = Callable[[Sequence[str]], Vectors]
-"""Texts → unit vectors, (rows, dim), of one model."""
 
 PROBE_STRENGTH = 0.1
 """Inverse regularisation of the probe, over standardised features."""
 EXTRACT = 160
 """Characters of an example that a report shows."""
+EXTRAS = {"retrieval": "corpus", "probe": "fit", "knn": "fit"}
+NOTHING_KNOWN = -20.0
+"""Nats a token below what any tokenizer's vocabulary gives by guessing."""
+EMBEDDING = ("retrieval", "probe", "knn", "similarity")
+"""Kinds that ask a model for vectors only, which are kept by text."""
+
+
+class Measurable(Protocol):
+    """A model under measurement."""
+
+    model: Any
+    """The model, for the kinds that ask it for more than vectors."""
+
+    def embed(self, contents: Sequence[str | bytes]) -> Vectors:
+        """Return unit vectors, (rows, dim)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,9 +61,9 @@ class Suite:
 
     info: BenchmarkInfo
     examples: pd.DataFrame
-    """`id`, `group` and `query`, `document_id` (retrieval) or `text`, `label`."""
+    """`id`, `group`, and what the kind asks."""
     other: pd.DataFrame
-    """The corpus (`id`, `text`) or the fitting part (`text`, `label`)."""
+    """The corpus (`id`, `text`) or the fitting part (`text`, `label`); empty for other kinds."""
 
     @property
     def name(self) -> str:
@@ -49,29 +72,42 @@ class Suite:
 
     @property
     def chance(self) -> float:
-        """What guessing scores."""
-        if self.info.kind == "retrieval":
+        """What guessing scores; minus infinity where nothing is guessed."""
+        kind = self.info.kind
+        if kind == "retrieval":
             documents = len(self.other)
             return float((1 / np.arange(1, documents + 1)).sum() / documents)
-        return float(self.examples["label"].value_counts(normalize=True).max())
+        if kind in ("probe", "knn", "head"):
+            return float(self.examples["label"].value_counts(normalize=True).max())
+        if kind == "choices":
+            return float((1 / self.examples["choices"].map(lambda row: len(json.loads(row)))).mean())
+        if kind == "perplexity":
+            return NOTHING_KNOWN
+        return 0.0
 
-    def measure(self, embed: Embed) -> NDArray[np.float64]:
+    def measure(self, subject: Measurable) -> NDArray[np.float64]:
         """Return the outcome of each example, `(examples,)`, in the order of `examples`.
 
         Raises:
-            StageError: the fitting part cannot fit.
+            StageError: the fitting part cannot fit, or the model cannot be asked this.
         """
-        return {"retrieval": _reciprocal_ranks, "probe": _probe, "knn": _neighbours}[self.info.kind](
-            self, embed
-        )
+        return MEASURES[self.info.kind](self, subject)
 
     def extract(self, row: int) -> str:
         """Show one example in a line."""
         example = self.examples.iloc[row]
-        if self.info.kind != "retrieval":
-            return _short(str(example["text"]), EXTRACT)
-        document = self.other.set_index("id").loc[example["document_id"], "text"]
-        return f"{_short(str(example['query']), EXTRACT // 2)} → {_short(str(document), EXTRACT // 2)}"
+        if self.info.kind == "retrieval":
+            document = self.other.set_index("id").loc[example["document_id"], "text"]
+            return f"{_short(str(example['query']), EXTRACT // 2)} → {_short(str(document), EXTRACT // 2)}"
+        if self.info.kind == "similarity":
+            return f"{_short(str(example['text']), EXTRACT // 2)} ~ {_short(str(example['positive']), EXTRACT // 2)}"
+        said = next(example[name] for name in ("text", "query", "context", "document") if name in example)
+        if self.info.kind == "last-word":
+            return f"{_short(str(said)[-EXTRACT:], EXTRACT)} → {example['continuation']}"
+        if self.info.kind == "choices":
+            right = json.loads(example["choices"])[int(example["gold"])]
+            return f"{_short(str(said), EXTRACT // 2)} → {_short(right, EXTRACT // 2)}"
+        return _short(str(said), EXTRACT)
 
 
 def read_suites(half: Path, names: Sequence[str]) -> list[Suite]:
@@ -86,18 +122,19 @@ def read_suites(half: Path, names: Sequence[str]) -> list[Suite]:
 def read_suite(folder: Path) -> Suite:
     """Read one benchmark of a half."""
     info = read_report(folder / "benchmark.json", BenchmarkInfo)
-    other = "corpus" if info.kind == "retrieval" else "fit"
+    other = EXTRAS.get(info.kind)
     try:
+        examples = pd.read_parquet(folder / "examples.parquet")
         return Suite(
-            info, pd.read_parquet(folder / "examples.parquet"), pd.read_parquet(folder / f"{other}.parquet")
+            info, examples, pd.read_parquet(folder / f"{other}.parquet") if other else pd.DataFrame()
         )
     except (OSError, ValueError) as error:
         raise StageError(f"{folder}: the benchmark cannot be read ({error}): run `prepare` again.") from None
 
 
-def _reciprocal_ranks(suite: Suite, embed: Embed) -> NDArray[np.float64]:
-    documents = embed(suite.other["text"].tolist())
-    queries = embed(suite.examples["query"].tolist())
+def _reciprocal_ranks(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
+    documents = subject.embed(suite.other["text"].tolist())
+    queries = subject.embed(suite.examples["query"].tolist())
     place = {identifier: row for row, identifier in enumerate(suite.other["id"])}
     wanted = np.array([place[identifier] for identifier in suite.examples["document_id"]])
     similarity = queries @ documents.T
@@ -107,10 +144,10 @@ def _reciprocal_ranks(suite: Suite, embed: Embed) -> NDArray[np.float64]:
     return 1.0 / ranks
 
 
-def _probe(suite: Suite, embed: Embed) -> NDArray[np.float64]:
+def _probe(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
     from sklearn.linear_model import LogisticRegression
 
-    fit, features = _fitting_part(suite, embed)
+    fit, features = _fitting_part(suite, subject)
     mean, scale = fit.mean(axis=0), fit.std(axis=0) + 1e-6
     model = LogisticRegression(C=PROBE_STRENGTH, max_iter=2000).fit(
         (fit - mean) / scale, suite.other["label"]
@@ -118,21 +155,41 @@ def _probe(suite: Suite, embed: Embed) -> NDArray[np.float64]:
     return (model.predict((features - mean) / scale) == suite.examples["label"]).to_numpy(np.float64)
 
 
-def _neighbours(suite: Suite, embed: Embed) -> NDArray[np.float64]:
+def _neighbours(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
     from sklearn.neighbors import KNeighborsClassifier
 
-    fit, features = _fitting_part(suite, embed)
-    voters = min(suite.info.neighbours or 1, len(fit))
+    fit, features = _fitting_part(suite, subject)
+    voters = min(int(suite.info.settings["neighbours"] or 1), len(fit))
     model = KNeighborsClassifier(voters, metric="cosine", algorithm="brute").fit(fit, suite.other["label"])
     return (model.predict(features) == suite.examples["label"]).to_numpy(np.float64)
 
 
-def _fitting_part(suite: Suite, embed: Embed) -> tuple[Vectors, Vectors]:
+def _fitting_part(suite: Suite, subject: Measurable) -> tuple[Vectors, Vectors]:
     if suite.other["label"].nunique() < 2:
         raise StageError(f"benchmark {suite.name}: its fitting part has one class only; give it more rows.")
-    return embed(suite.other["text"].tolist()), embed(suite.examples["text"].tolist())
+    what = "image" if "image" in suite.examples else "text"
+    return subject.embed(suite.other[what].tolist()), subject.embed(suite.examples[what].tolist())
+
+
+def _original_head(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
+    said = subject.model.original_logits(suite.examples["image"].tolist()).argmax(axis=1)
+    return (said == suite.examples["label"]).to_numpy(np.float64)
+
+
+def _similarity(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
+    first, second = (subject.embed(suite.examples[name].tolist()) for name in ("text", "positive"))
+    return spearman_terms((first * second).sum(axis=1), suite.examples["score"].to_numpy(np.float64))
 
 
 def _short(text: str, characters: int) -> str:
     line = " ".join(text.split())
     return line if len(line) <= characters else line[: characters - 1] + "…"
+
+
+MEASURES = {
+    "retrieval": _reciprocal_ranks,
+    "probe": _probe,
+    "knn": _neighbours,
+    "head": _original_head,
+    "similarity": _similarity,
+}

@@ -14,31 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tasks.errors import Preempted, StageError
-from tasks.models import Classifier
+from tasks.families.interface import Model
 from tasks.recipe import Finetune
+from tasks.training.batches import micro_batches
 from tasks.training.checkpoints import newest_checkpoint, save_checkpoint
 from tasks.training.layers import parameter_groups, rate_share, thawed
 
 log = logging.getLogger(__name__)
 
 MICRO_TOKENS = 16_384
-GROUPED_BATCHES = 32
+"""Padded tokens of a forward and backward pass."""
 SECONDS_BETWEEN_LINES = 2.0
-
-
-@dataclass
-class Rows:
-    """Labelled rows: texts, label indices `(rows,)`, ids for messages, and token counts `(rows,)`."""
-
-    texts: list[str]
-    labels: np.ndarray
-    ids: list[str]
-    lengths: np.ndarray
 
 
 @dataclass
@@ -50,26 +41,26 @@ class Progress:
     batch: int = 0
     loss_sum: float = 0.0
     best_loss: float = math.inf
-    best_accuracy: float = 0.0
+    best_score: float = 0.0
     best_epoch: int = 0
     train_loss: float = math.nan
     history: list[dict[str, float | int | None]] = field(default_factory=list)
 
 
 class Trainer:
-    """Train a classifier's encoder and head; what `fit` leaves in it is the epoch with the least validation loss."""
+    """Train a model's network; what `fit` leaves in it is the epoch with the least validation loss."""
 
     def __init__(
-        self, classifier: Classifier, section: Finetune, train: Rows, validation: Rows, scratch: Path
+        self, model: Model, section: Finetune, train: pd.DataFrame, validation: pd.DataFrame, scratch: Path
     ):
-        self.classifier, self.section, self.scratch = classifier, section, scratch
-        self.train_rows, self.validation_rows = train, validation
-        self.network = nn.ModuleDict({"encoder": classifier.model, "head": classifier.head})
+        self.model, self.section, self.scratch = model, section, scratch
+        self.train, self.validation = train, validation
+        self.examples = model.examples(train)
+        self.network = model.network
         groups = parameter_groups(self.network, section)
         self.top = max(int(str(group["depth"])) for group in groups)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
-        batches = math.ceil(len(train.texts) / section.batch_size)
-        self.steps = batches * section.epochs
+        self.steps = section.epochs * len(self._batches(0))
         self.warmup = math.ceil(self.steps * section.warmup_share)
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
@@ -81,22 +72,32 @@ class Trainer:
             StageError: there is nothing to train on, or the loss or a gradient is not finite.
             Preempted: SIGTERM came; the work is checkpointed.
         """
-        if not self.train_rows.texts or self.steps == 0:
+        if self.steps == 0:
             raise StageError("there are no training rows: zero steps would be made")
         torch.manual_seed(self.section.seed)
         self._resume()
         with _stop_flag() as stopped:
-            while self.progress.epoch < self.section.epochs:
+            while self.progress.epoch < self.section.epochs and not self._lost_patience():
                 self._epoch(stopped)
         if self.best is not None:
             self.network.load_state_dict(self.best)
+            self.model.settle(self.train)
         return self.progress
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        return self.model.batches(self.examples, self.section, epoch)
+
+    def _lost_patience(self) -> bool:
+        patience, progress = self.section.patience, self.progress
+        if patience is None or progress.epoch - progress.best_epoch < patience:
+            return False
+        log.info("no lower validation loss for %d epochs: training ends early", patience)
+        return True
 
     def _epoch(self, stopped: Callable[[], bool]) -> None:
         progress, lines = self.progress, _Lines(self.steps, self.progress.step)
-        batches = epoch_batches(self.train_rows.lengths, self.section, progress.epoch)
         self.network.train()
-        for batch in batches[progress.batch :]:
+        for batch in self._batches(progress.epoch)[progress.batch :]:
             loss = self._step(batch)
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
             progress.loss_sum += loss * len(batch)
@@ -104,7 +105,7 @@ class Trainer:
             progress.history.append(
                 {"step": progress.step, "epoch": progress.epoch + 1, "loss": loss, "learning_rate": rate}
             )
-            lines.say(progress.step, len(batch), int(self.train_rows.lengths[batch].sum()), loss, rate)
+            lines.say(progress.step, len(batch), int(self.examples.lengths[batch].sum()), loss, rate)
             due = progress.step % self.section.checkpoint_every == 0
             if stopped() or due:
                 save_checkpoint(self.scratch, progress.step, self._state())
@@ -119,15 +120,11 @@ class Trainer:
             group["lr"] = group["peak"] * share if awake else 0.0
             for parameter in group["params"]:
                 parameter.requires_grad_(awake)
-        total = 0.0
-        for micro in _micro_batches(batch, self.train_rows.lengths):
-            loss = self._loss(micro) * (len(micro) / len(batch))
-            loss.backward()
-            total += loss.item()
+        total = self._backward(batch)
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(trained, self.section.max_grad_norm))
         if not (math.isfinite(total) and math.isfinite(norm)):
-            rows = ", ".join(self.train_rows.ids[index] for index in batch)
+            rows = ", ".join(self.examples.ids[index] for index in batch)
             raise StageError(
                 f"step {self.progress.step + 1}: the loss is {total} and the gradient's norm {norm}. Lower "
                 f"finetune.learning_rate, or look at the rows of this batch: {rows}"
@@ -136,28 +133,43 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _loss(self, rows: np.ndarray) -> Tensor:
-        texts = [self.train_rows.texts[index] for index in rows]
-        batch = self.classifier.collate(texts, min(self.section.max_length, self.classifier.limit))
-        labels = torch.from_numpy(self.train_rows.labels[rows]).to(self.classifier.device)
-        with self.classifier.autocast():
-            logits = self.classifier.head(self.classifier.pool(batch))
-        return functional.cross_entropy(logits.float(), labels)
+    def _backward(self, batch: np.ndarray) -> float:
+        """Add the batch's gradients, micro-batch by micro-batch; return its mean loss."""
+        weight = float(self.examples.weights[batch].sum())
+        if weight == 0:
+            return 0.0  # no token of the whole batch carries loss: nothing to learn from it
+        whole = (
+            [batch] if self.model.whole_batches else micro_batches(batch, self.examples.lengths, MICRO_TOKENS)
+        )
+        total = 0.0
+        for rows in whole:
+            loss = self.model.loss(self.examples, rows) / weight
+            loss.backward()
+            total += loss.item()
+        return total
 
     def _end_epoch(self) -> None:
         progress = self.progress
         # What validation draws must not move training's random numbers: it draws none (no dropout).
-        loss, accuracy = score(self.classifier, self.validation_rows)
-        progress.train_loss = progress.loss_sum / len(self.train_rows.texts)
-        progress.history[-1] |= {"validation_loss": loss, "validation_accuracy": accuracy}
+        self.model.settle(self.train)
+        measured = self.model.measure(self.validation)
+        progress.train_loss = progress.loss_sum / len(self.examples)
+        progress.history[-1] |= {"validation_loss": measured.loss, "validation_score": measured.score}
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
-        log.info("epoch %d: validation loss %.4f, accuracy %.4f", progress.epoch, loss, accuracy)
-        if not math.isfinite(loss):
+        log.info(
+            "epoch %d: validation loss %.4f, %s %.4f",
+            progress.epoch,
+            measured.loss,
+            self.model.metric,
+            measured.score,
+        )
+        if not math.isfinite(measured.loss):
             raise StageError(
-                f"epoch {progress.epoch}: the validation loss is {loss}; lower finetune.learning_rate"
+                f"epoch {progress.epoch}: the validation loss is {measured.loss}; lower finetune.learning_rate"
             )
-        if loss < progress.best_loss:
-            progress.best_loss, progress.best_accuracy, progress.best_epoch = loss, accuracy, progress.epoch
+        if measured.loss < progress.best_loss:
+            progress.best_loss, progress.best_score = measured.loss, measured.score
+            progress.best_epoch = progress.epoch
             self.best = copy.deepcopy(self.network.state_dict())
 
     def _state(self) -> dict[str, Any]:
@@ -183,37 +195,6 @@ class Trainer:
         if torch.cuda.is_available() and len(state["generators"]) > 1:
             torch.cuda.set_rng_state_all(state["generators"][1:])
         log.info("going on from the checkpoint at step %d of %d", self.progress.step, self.steps)
-
-
-def score(classifier: Classifier, rows: Rows) -> tuple[float, float]:
-    """Return mean cross-entropy and accuracy of a classifier on labelled rows."""
-    logits = classifier.logits(rows.texts).astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    likelihood = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    chosen = likelihood[np.arange(len(rows.labels)), rows.labels]
-    return float(-chosen.mean()), float((logits.argmax(axis=1) == rows.labels).mean())
-
-
-def epoch_batches(lengths: np.ndarray, section: Finetune, epoch: int) -> list[np.ndarray]:
-    """Return the epoch's batches of row indices: a seeded shuffle, rows of like length together.
-
-    A function of the recipe and the epoch alone, so that a resumed run sees the same batches.
-    """
-    generator = np.random.default_rng([section.seed, epoch])
-    order = generator.permutation(len(lengths))
-    size = section.batch_size
-    batches: list[np.ndarray] = []
-    for start in range(0, len(order), size * GROUPED_BATCHES):
-        group = order[start : start + size * GROUPED_BATCHES]
-        group = group[np.argsort(lengths[group], kind="stable")]
-        batches += [group[first : first + size] for first in range(0, len(group), size)]
-    return [batches[index] for index in generator.permutation(len(batches))]
-
-
-def _micro_batches(batch: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    longest = max(int(lengths[batch].max()), 1)
-    size = max(MICRO_TOKENS // longest, 1)
-    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 @contextlib.contextmanager

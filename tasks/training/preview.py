@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from tasks.models import load_encoder
-from tasks.recipe import Recipe
+from tasks.families import family
+from tasks.recipe import LABELLED, Recipe
 from tasks.sources import base_folder, resolve_base
 from tasks.training.layers import Layer, describe_layers
 from tasks.training.probe import fresh_head
@@ -20,6 +21,10 @@ def preview_layers(recipe: Recipe, root: Path) -> list[Layer]:
         ConfigError: more layers are frozen than there are.
         DataError: the base model cannot be had.
     """
-    encoder = load_encoder(base_folder(resolve_base(recipe.base, root), root), "cpu")
-    head = fresh_head(encoder.model.config.hidden_size, len(recipe.data.labels), recipe.finetune.seed)
-    return describe_layers(nn.ModuleDict({"encoder": encoder.model, "head": head}), recipe.finetune)
+    folder = base_folder(resolve_base(recipe.base, root), root)
+    embedder = family(recipe.task).load_base(folder, "cpu")
+    network: Any = embedder.backbone
+    if recipe.task in LABELLED:
+        head = fresh_head(embedder.dimensions, len(recipe.data.labels), recipe.finetune.seed)  # type: ignore[attr-defined]
+        network = nn.ModuleDict({"encoder": embedder.backbone, "head": head})
+    return describe_layers(network, recipe.finetune)

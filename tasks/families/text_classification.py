@@ -1,0 +1,221 @@
+"""text-classification: an encoder with mean pooling and a linear head; tuning starts from a linear probe.
+
+A text that is longer than `max_length` tokens is cut there, or read in overlapping windows whose logits are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tasks.families import heads, read_description
+from tasks.families.interface import Content, Examples, Measured, Model, write_weights
+from tasks.models import TOKENS_A_BATCH, Encoder, load_encoder
+from tasks.recipe import Finetune
+from tasks.training.batches import length_batches
+from tasks.training.probe import fit_probe, fresh_head
+
+
+@dataclass
+class Windows:
+    """The token lists of texts, one or more a text, and the labels."""
+
+    tokens: list[list[list[int]]]
+    labels: NDArray[np.int64]
+
+
+@dataclass
+class TextClassifier(Model):
+    """An encoder with a linear head over its (not normalised) sentence vector."""
+
+    task: ClassVar[str] = "text-classification"
+    metric: ClassVar[str] = "accuracy"
+    start_means: ClassVar[str] = "the frozen base with a linear probe"
+    usual_rates: ClassVar = {
+        "full": 1e-4,
+        "lp-ft": 1e-4,
+        "probe": 1.0,
+        "norms": 1e-3,
+        "biases": 1e-3,
+        "lora": 1e-3,
+    }
+
+    encoder: Encoder
+    head: nn.Linear
+    labels: Sequence[str]
+    max_length: int
+    overlap: int = 0
+    """Tokens that two windows of a long text share; 0 reads the first `max_length` tokens only."""
+    start_head: dict[str, Tensor] | None = None
+    """The linear probe that tuning started from; kept beside the tuned head."""
+    start_score: float = float("nan")
+    class_weights: Tensor | None = None
+    network: nn.ModuleDict = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.device, self.precision = self.encoder.device, self.encoder.precision
+        self.backbone = self.encoder.backbone
+        self.head = self.head.to(self.device)
+        self.network = nn.ModuleDict({"encoder": self.encoder.backbone, "head": self.head})
+
+    # --- where models come from ---------------------------------------------------------------------------
+
+    @classmethod
+    def begin(
+        cls,
+        base: Path,
+        section: Finetune,
+        labels: Sequence[str],
+        train: pd.DataFrame,
+        validation: pd.DataFrame,
+        device: str,
+    ) -> TextClassifier:
+        """Load the base and fit the linear probe; `method: full` then trains from a fresh head instead."""
+        encoder = load_encoder(base, device, section.precision)
+        length = min(section.length, encoder.limit)
+        fresh = fresh_head(encoder.dimensions, len(labels), section.seed)
+        model = cls(encoder, fresh, labels, length, section.window_overlap)
+        truth, checked = heads.class_indices(train), heads.class_indices(validation)
+        features = [model._features(model.examples(table)) for table in (train, validation)]
+        model.start_head, model.start_score = fit_probe(features[0], truth, features[1], checked, len(labels))
+        if section.method != "full":
+            model.head.load_state_dict(model.start_head)
+        model.class_weights = heads.class_weights(truth, len(labels), section.class_weights)
+        return model
+
+    @classmethod
+    def load(cls, folder: Path, device: str | None = None, precision: str = "fp32") -> TextClassifier:
+        """Load a classifier that `save` wrote."""
+        return cls._with_head(load_encoder(folder, device, precision), folder, heads.HEAD)
+
+    @classmethod
+    def load_start(
+        cls, base: Path, tuned: Path, device: str | None = None, precision: str = "fp32"
+    ) -> TextClassifier:
+        """Load where tuning started: the frozen base plus the linear probe."""
+        return cls._with_head(load_encoder(base, device, precision), tuned, heads.START_HEAD)
+
+    @classmethod
+    def load_base(cls, folder: Path, device: str | None = None, precision: str = "fp32") -> Encoder:
+        """Load the encoder alone."""
+        return load_encoder(folder, device, precision)
+
+    @classmethod
+    def _with_head(cls, encoder: Encoder, folder: Path, weights: str) -> TextClassifier:
+        said: dict[str, Any] = read_description(folder)
+        head = heads.load_head(folder, weights, said)
+        return cls(encoder, head, said["labels"], said["max_length"], said["overlap"])
+
+    # --- training -----------------------------------------------------------------------------------------
+
+    def examples(self, table: pd.DataFrame) -> Examples:
+        """Tokenize rows with the columns `id`, `text` and (for the loss) `label`."""
+        texts = table["text"].tolist()
+        windows, cut = self._windows(texts)
+        labels = heads.class_indices(table) if "label" in table else np.zeros(len(table), dtype=np.int64)
+        lengths = np.array([sum(map(len, row)) for row in windows], dtype=np.int64)
+        ids = table["id"].astype(str).tolist()
+        return Examples(ids, lengths, np.ones(len(table)), Windows(windows, labels), cut)
+
+    def loss(self, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        """Return the cross-entropy of some rows, summed."""
+        content: Windows = examples.content
+        with self.autocast():
+            logits = self.head(self._pool([content.tokens[row] for row in rows]))
+        return heads.cross_entropy(logits, content.labels[rows], self.class_weights)
+
+    # --- measuring and using ------------------------------------------------------------------------------
+
+    def measure(self, table: pd.DataFrame) -> Measured:
+        """Measure cross-entropy, and whether the most likely label is right."""
+        return heads.measured(self.logits(table["text"].tolist()), heads.class_indices(table))
+
+    def encode(
+        self, contents: Sequence[Content], *, max_length: int = 128, normalise: bool = True
+    ) -> NDArray[np.float32]:
+        """Embed texts with the encoder."""
+        return self.encoder.encode(contents, max_length=max_length, normalise=normalise)
+
+    @property
+    def limit(self) -> int:
+        """Most tokens the encoder reads."""
+        return self.encoder.limit
+
+    def logits(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Score texts: float32 `(rows, classes)`, in the order given."""
+        numbers = [str(number) for number in range(len(texts))]
+        features = self._features(self.examples(pd.DataFrame({"id": numbers, "text": list(texts)})))
+        with torch.inference_mode():
+            return self.head(torch.from_numpy(features).to(self.device)).float().cpu().numpy()
+
+    def answer(self, contents: Sequence[Any]) -> list[dict[str, Any]]:
+        """Classify texts: label, probability and every label's probability."""
+        return heads.shares(self.logits(contents), self.labels)
+
+    # --- keeping ------------------------------------------------------------------------------------------
+
+    def _write(self, folder: Path) -> None:
+        self.encoder.save(folder)
+        write_weights(folder / heads.HEAD, self.head.state_dict())
+        if self.start_head is not None:
+            write_weights(folder / heads.START_HEAD, self.start_head)
+
+    def _description(self) -> dict[str, Any]:
+        return {"labels": list(self.labels), "max_length": self.max_length, "overlap": self.overlap}
+
+    # --- windows ------------------------------------------------------------------------------------------
+
+    def _windows(self, texts: Sequence[str]) -> tuple[list[list[list[int]]], int]:
+        """Return each text's token lists, and how many texts are longer than what is read of them."""
+        whole = self.encoder.tokens(texts)
+        long = [row for row, tokens in enumerate(whole) if len(tokens) > self.max_length]
+        found = [[tokens] for tokens in whole]
+        if not long:
+            return found, 0
+        if self.overlap:
+            encoded = self.encoder.tokenizer(
+                [texts[row] for row in long],
+                truncation=True,
+                max_length=self.max_length,
+                stride=self.overlap,
+                return_overflowing_tokens=True,
+            )
+            for row in long:
+                found[row] = []
+            for tokens, place in zip(
+                encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True
+            ):
+                found[long[place]].append(tokens)
+            return found, 0
+        cut = self.encoder.tokens([texts[row] for row in long], self.max_length)
+        for row, tokens in zip(long, cut, strict=True):
+            found[row] = [tokens]
+        return found, len(long)
+
+    def _pool(self, rows: Sequence[list[list[int]]]) -> Tensor:
+        """Return one vector a text: the mean of its windows' (the head is linear, so of their logits too)."""
+        vectors = self.encoder.pool([tokens for row in rows for tokens in row])
+        if len(vectors) == len(rows):
+            return vectors
+        owner = torch.tensor([place for place, row in enumerate(rows) for _ in row], device=vectors.device)
+        sums = torch.zeros(len(rows), vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
+        counts = torch.tensor([len(row) for row in rows], dtype=vectors.dtype, device=vectors.device)
+        return sums.index_add(0, owner, vectors) / counts[:, None]
+
+    def _features(self, examples: Examples) -> NDArray[np.float32]:
+        features = np.zeros((len(examples), self.encoder.dimensions), dtype=np.float32)
+        tokens = TOKENS_A_BATCH[self.device.partition(":")[0]]
+        with self.inference():
+            for rows in length_batches(examples.lengths, tokens):
+                features[rows] = (
+                    self._pool([examples.content.tokens[row] for row in rows]).float().cpu().numpy()
+                )
+        return features
