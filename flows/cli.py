@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from flows import release_commands
 from flows.console import duration, find_root, parse_settings, say, say_json, say_markdown, say_table
-from tasks.errors import PipelineError
+from tasks.errors import ConfigError, PipelineError
 from tasks.files import disk_full
 
 if TYPE_CHECKING:
@@ -149,6 +150,12 @@ def _cost(made: Plan) -> str:
 def run(
     recipe: RecipeName,
     settings: Settings = None,
+    profiles: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--profile", metavar="NAME", help="Apply a profile of the recipe, for this run only; repeatable."
+        ),
+    ] = None,
     promote: Annotated[
         bool | None,
         typer.Option(
@@ -167,8 +174,8 @@ def run(
     ] = "wait",
 ) -> None:
     """Run the pipeline of a recipe: build what is out of date, decide, register. Ends with the summary."""
-    changes = parse_settings(settings or [])
     root = _enter_root()
+    changes = profile_changes(root, recipe, profiles or []) | parse_settings(settings or [])
     from flows.finetune import run_recipe
 
     result = run_recipe(
@@ -187,6 +194,22 @@ def run(
     if result.exit_code:
         print(f"retain: refused ({result.verdict}): {recipe} was not released.", file=sys.stderr)
         raise typer.Exit(result.exit_code)
+
+
+def profile_changes(root: Path, recipe: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return the changes that a recipe's profiles make, later ones over earlier ones.
+
+    Raises:
+        ConfigError: the recipe has no profile of such a name.
+    """
+    from tasks.recipe import load_recipe, recipe_path
+
+    known = load_recipe(recipe_path(root, recipe)).profiles
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(
+            f"Recipe {recipe} has no profile {', '.join(unknown)}; it has {', '.join(known) or 'none'}."
+        )
+    return {field: value for name in names for field, value in known[name].items()}
 
 
 def _markdown(root: Path, recipe: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.workspace import list_in_params
 from tasks.errors import ConfigError, DataError
 from tasks.files import write_text
 from tasks.recipe import NAME_PATTERN, load_recipe, recipe_path
@@ -91,7 +92,7 @@ def scaffold(
     except ConfigError:
         target.unlink()
         raise
-    _list_in_params(root, name)
+    list_in_params(root, name)
     return target
 
 
@@ -363,21 +364,3 @@ def _render(values: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("recipe.yaml.j2").render(values)
-
-
-def _list_in_params(root: Path, name: str) -> None:
-    import io
-
-    from ruamel.yaml import YAML
-
-    path = root / "params.yaml"
-    yaml = YAML()
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(path.read_text(encoding="utf-8")) if path.exists() else None
-    document = document or {}
-    recipes = document.setdefault("recipes", [])
-    if name not in recipes:
-        recipes.append(name)
-        written = io.StringIO()
-        yaml.dump(document, written)
-        write_text(path, written.getvalue())

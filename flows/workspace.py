@@ -108,6 +108,7 @@ def own_workspace(home: Path, recipe: str, name: str, changes: Mapping[str, Any]
         _share_cache(home, root)
         _bring_pins(home, root)
         change_recipe(recipe_path(root, recipe), changes)
+        list_in_params(root, recipe)
     except BaseException:
         remove_workspace(home, root)
         raise
@@ -162,6 +163,23 @@ def change_recipe(path: Path, changes: Mapping[str, Any]) -> None:
     except ConfigError:
         write_text(path, before or "")
         raise
+
+
+def list_in_params(root: Path, recipe: str) -> None:
+    """List a recipe in `params.yaml`, so that DVC builds it; nothing is changed where it is listed."""
+    from ruamel.yaml import YAML
+
+    path = root / "params.yaml"
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(path.read_text(encoding="utf-8")) if path.exists() else None
+    document = document or {}
+    recipes = document.setdefault("recipes", [])
+    if recipe not in recipes:
+        recipes.append(recipe)
+        text = StringIO()
+        yaml.dump(document, text)
+        write_text(path, text.getvalue())
 
 
 def save_experiment(repo: Repo, name: str, stages: Sequence[str], recipe: str, message: str) -> str:

