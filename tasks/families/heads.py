@@ -44,7 +44,7 @@ def load_head(folder: Path, weights: str, description: dict[str, Any]) -> nn.Lin
 
 def class_indices(table: pd.DataFrame) -> NDArray[np.int64]:
     """Return the label indices of single-label rows, `(rows,)`."""
-    return table["label"].to_numpy(np.int64)
+    return table["label"].to_numpy(np.int64, copy=True)
 
 
 def class_weights(labels: NDArray[np.int64], classes: int, how: str) -> Tensor | None:

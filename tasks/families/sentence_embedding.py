@@ -156,7 +156,9 @@ class SentenceEncoder(Model):
         """Return batches in which every labelled row meets one of its class, where the class has two."""
         if examples.content.labels is None:
             return epoch_batches(examples.lengths, section.batch_size, section.seed, epoch)
-        return paired_batches(examples.content.labels, section.batch_size, section.seed, epoch)
+        return paired_batches(
+            examples.content.labels, examples.lengths, section.batch_size, section.seed, epoch
+        )
 
     def loss(self, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Return the contrastive loss of a batch, times its rows."""
@@ -242,22 +244,25 @@ class SentenceEncoder(Model):
 
 
 def paired_batches(
-    labels: NDArray[np.int64], batch_size: int, seed: int, epoch: int
+    labels: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int
 ) -> list[NDArray[np.int64]]:
-    """Return batches of row indices in which rows of one class come in pairs; a class's odd row stands alone."""
+    """Return batches of row indices in which rows of one class come in pairs; a class's odd row stands alone.
+
+    Pairs of like length are put together, as in `epoch_batches`.
+    """
     generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(labels))
     waiting: dict[int, int] = {}
-    pairs: list[list[int]] = []
-    for row in order.tolist():
+    units: list[list[int]] = []
+    for row in generator.permutation(len(labels)).tolist():
         label = int(labels[row])
         if label in waiting:
-            pairs.append([waiting.pop(label), row])
+            units.append([waiting.pop(label), row])
         else:
             waiting[label] = row
-    units = [*pairs, *([row] for row in waiting.values())]
-    mixed = [row for place in generator.permutation(len(units)) for row in units[place]]
-    return [np.array(mixed[start : start + batch_size]) for start in range(0, len(mixed), batch_size)]
+    units += [[row] for row in waiting.values()]
+    longest = np.array([lengths[unit].max() for unit in units], dtype=np.int64)
+    together = epoch_batches(longest, max(batch_size // 2, 1), seed, epoch)
+    return [np.array([row for place in batch for row in units[place]]) for batch in together]
 
 
 def correlation_terms(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:

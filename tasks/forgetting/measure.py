@@ -46,16 +46,17 @@ class Subject:
 
     def embed(self, contents: Sequence[str | bytes]) -> NDArray[np.float32]:
         """Return the model's unit vectors of texts or images, (rows, dim)."""
-        return embed(contents, lambda: self.model, self._folder, self._length)
+        return embed(contents, lambda: self.model, self._folder, self.max_length)
 
     @property
-    def _length(self) -> int:
+    def max_length(self) -> int:
+        """Most tokens of a benchmark's text that it reads."""
         return min(self.settings.max_length, self.model.limit)
 
     @property
     def _folder(self) -> Path:
         return vectors_folder(
-            self.fingerprint, self._length, device=self.model.device, precision=self.settings.precision
+            self.fingerprint, self.max_length, device=self.model.device, precision=self.settings.precision
         )
 
     def _measure(self, suite: Suite) -> Outcomes:

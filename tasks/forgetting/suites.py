@@ -17,11 +17,14 @@ All are zero-shot or fit on their own part, so nothing here depends on what the 
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -31,6 +34,11 @@ from tasks.errors import StageError
 from tasks.forgetting.bootstrap import spearman_terms
 from tasks.reports import BenchmarkInfo, read_report
 
+if TYPE_CHECKING:
+    from tasks.forgetting.likelihood import Likelihoods, Request
+
+log = logging.getLogger(__name__)
+
 Vectors = NDArray[np.float32]
 
 PROBE_STRENGTH = 0.1
@@ -38,6 +46,9 @@ PROBE_STRENGTH = 0.1
 EXTRACT = 160
 """Characters of an example that a report shows."""
 EXTRAS = {"retrieval": "corpus", "probe": "fit", "knn": "fit"}
+TOKENS_A_BATCH = {"cpu": 2048, "cuda": 65_536}
+"""Tokens of a forward pass over requests."""
+SECONDS_BETWEEN_LINES = 10.0
 NOTHING_KNOWN = -20.0
 """Nats a token below what any tokenizer's vocabulary gives by guessing."""
 EMBEDDING = ("retrieval", "probe", "knn", "similarity")
@@ -49,6 +60,9 @@ class Measurable(Protocol):
 
     model: Any
     """The model, for the kinds that ask it for more than vectors."""
+
+    max_length: int
+    """Most tokens of a benchmark's text that it reads."""
 
     def embed(self, contents: Sequence[str | bytes]) -> Vectors:
         """Return unit vectors, (rows, dim)."""
@@ -186,10 +200,79 @@ def _short(text: str, characters: int) -> str:
     return line if len(line) <= characters else line[: characters - 1] + "…"
 
 
+def _choices(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
+    from tasks.forgetting.likelihood import Request
+
+    prompt, requests, ends = str(suite.info.settings["prompt"]), [], [0]
+    for query, choices in zip(suite.examples["query"], suite.examples["choices"], strict=True):
+        context = prompt.replace("{query}", query)
+        requests += [Request(context, f" {choice}") for choice in json.loads(choices)]
+        ends.append(len(requests))
+    sums = _likelihoods(suite, subject, requests).sums
+    if suite.info.settings["normalise"]:
+        sums = sums / [len(request.continuation.encode()) for request in requests]
+    said = [int(sums[start:end].argmax()) for start, end in itertools.pairwise(ends)]
+    return (np.array(said) == suite.examples["gold"].to_numpy()).astype(np.float64)
+
+
+def _last_words(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
+    from tasks.forgetting.likelihood import Request
+
+    pairs = zip(suite.examples["context"], suite.examples["continuation"], strict=True)
+    requests = [Request(context, f" {word.lstrip()}") for context, word in pairs]
+    return _likelihoods(suite, subject, requests).greedy.astype(np.float64)
+
+
+def _perplexity(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
+    from tasks.forgetting.likelihood import Request
+
+    found = _likelihoods(suite, subject, [Request("", text) for text in suite.examples["text"]])
+    means: NDArray[np.float64] = found.sums / found.tokens
+    return means
+
+
+def _likelihoods(suite: Suite, subject: Measurable, requests: Sequence[Request]) -> Likelihoods:
+    from tasks.forgetting.likelihood import log_likelihoods
+
+    model = subject.model
+    if not hasattr(model, "tokenizer"):
+        raise StageError(f"benchmark {suite.name} asks for likelihoods: only a language model has them.")
+    found = log_likelihoods(
+        model.network,
+        model.tokenizer,
+        requests,
+        max_length=subject.max_length,
+        device=model.device,
+        tokens_a_batch=TOKENS_A_BATCH[model.device.partition(":")[0]],
+        progress=_Progress(suite.name),
+    )
+    if cut := int(found.truncated.sum()):
+        log.warning(
+            "%s: the contexts of %d of %d requests are cut on the left", suite.name, cut, len(requests)
+        )
+    return found
+
+
+class _Progress:
+    """A line about progress every ten seconds."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.said = name, time.monotonic()
+
+    def __call__(self, done: int, whole: int) -> None:
+        now = time.monotonic()
+        if now - self.said >= SECONDS_BETWEEN_LINES:
+            self.said = now
+            log.info("%s: %d of %d requests", self.name, done, whole)
+
+
 MEASURES = {
     "retrieval": _reciprocal_ranks,
     "probe": _probe,
     "knn": _neighbours,
     "head": _original_head,
     "similarity": _similarity,
+    "choices": _choices,
+    "last-word": _last_words,
+    "perplexity": _perplexity,
 }
