@@ -1,0 +1,90 @@
+"""A tiny random model of every architecture that the pipeline must carry, and inputs for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+VOCABULARY = 50
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How transformers makes the model, and what it reads."""
+
+    auto: str
+    kind: str
+    settings: dict[str, Any]
+    inputs: Callable[[], dict[str, torch.Tensor]]
+
+
+def tokens() -> dict[str, torch.Tensor]:
+    """Return two rows of seven tokens."""
+    import torch
+
+    return {"input_ids": torch.randint(0, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(1))}
+
+
+def images() -> dict[str, torch.Tensor]:
+    """Return two images of 32 by 32."""
+    import torch
+
+    return {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))}
+
+
+LLAMA = {"vocab_size": VOCABULARY, **TRANSFORMER}
+ARCHITECTURES = {
+    "bert": Architecture("AutoModel", "BertConfig", {"vocab_size": VOCABULARY, **TRANSFORMER}, tokens),
+    "llama": Architecture(
+        "AutoModelForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": True}, tokens
+    ),
+    "llama-untied": Architecture(
+        "AutoModelForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": False}, tokens
+    ),
+    "mamba": Architecture(
+        "AutoModelForCausalLM",
+        "MambaConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
+        tokens,
+    ),
+    "resnet": Architecture(
+        "AutoModelForImageClassification",
+        "ResNetConfig",
+        {"embedding_size": 8, "hidden_sizes": [8, 16, 32], "depths": [2, 1, 2], "layer_type": "basic"},
+        images,
+    ),
+    "resnet-bottleneck": Architecture(
+        "AutoModelForImageClassification",
+        "ResNetConfig",
+        {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "bottleneck"},
+        images,
+    ),
+    "convnext": Architecture(
+        "AutoModelForImageClassification",
+        "ConvNextConfig",
+        {"num_stages": 3, "hidden_sizes": [8, 16, 32], "depths": [1, 2, 1]},
+        images,
+    ),
+    "vit": Architecture(
+        "AutoModelForImageClassification",
+        "ViTConfig",
+        {**TRANSFORMER, "image_size": 32, "patch_size": 16},
+        images,
+    ),
+}
+
+
+def tiny_model(architecture: str, seed: int = 0) -> Any:
+    """Return a random model, in eval mode."""
+    import torch
+    import transformers
+
+    made = ARCHITECTURES[architecture]
+    torch.manual_seed(seed)
+    config = getattr(transformers, made.kind)(**made.settings)
+    return getattr(transformers, made.auto).from_config(config).eval()
