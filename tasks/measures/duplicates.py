@@ -17,6 +17,8 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
+from tasks.measures.clusters import find, roots, union
+
 SHINGLE_CHARACTERS = 5
 PERMUTATIONS = 64
 CANDIDATE_RECALL = 0.99
@@ -65,12 +67,12 @@ def near_clusters(texts: Sequence[str], similarity: float) -> Rows:
         shingles = shingle(texts[row])
         matches = index.matches(shingles, skip_known=parent)
         for other in matches:
-            _union(parent, row, other)
-        root = _find(parent, row)
+            union(parent, row, other)
+        root = find(parent, row)
         if members[root] < CLUSTER_MEMBERS_INDEXED:
             members[root] += 1
             index.add(row, shingles)
-    return np.array([_find(parent, row) for row in range(len(texts))], dtype=np.int64)
+    return roots(parent)
 
 
 def leaks(texts: Sequence[str], train: Sequence[str], similarity: float) -> Rows:
@@ -147,14 +149,14 @@ class NearIndex:
         `skip_known` is a union-find forest: once one row of a tree matches, its other rows are not compared.
         """
         found: list[int] = []
-        roots: set[int] = set()
+        known: set[int] = set()
         for row in sorted(self._lsh.query(self._signature(shingles))):
-            if skip_known is not None and _find(skip_known, row) in roots:
+            if skip_known is not None and find(skip_known, row) in known:
                 continue
             if jaccard(shingles, self.shingles[row]) >= self.similarity:
                 found.append(row)
                 if skip_known is not None:
-                    roots.add(_find(skip_known, row))
+                    known.add(find(skip_known, row))
                 if first_only:
                     break
         return found
@@ -175,15 +177,3 @@ def bands(similarity: float) -> tuple[int, int]:
         if count > 1 and 1 - (1 - similarity**rows) ** count >= CANDIDATE_RECALL:
             return count, rows
     return PERMUTATIONS, 1
-
-
-def _find(parent: Rows, row: int) -> int:
-    while parent[row] != row:
-        parent[row] = parent[parent[row]]
-        row = int(parent[row])
-    return row
-
-
-def _union(parent: Rows, one: int, other: int) -> None:
-    first, second = sorted((_find(parent, one), _find(parent, other)))
-    parent[second] = first
