@@ -108,7 +108,7 @@ class _Search:
             return self._start if alpha == 0 else self._tuned
         if self._between is None or self._between[0] != alpha:
             mixed = interpolate(self._start, self._tuned, alpha)
-            mixed.settle(self.tables["train"], start=self._start, alpha=alpha)
+            mixed.settle(self.tables["train"])
             self._between = (alpha, mixed)
         return self._between[1]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests.tiny import WORDS
 
 if TYPE_CHECKING:
     import torch
@@ -88,3 +92,55 @@ def tiny_model(architecture: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = getattr(transformers, made.kind)(**made.settings)
     return getattr(transformers, made.auto).from_config(config).eval()
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_base(architecture: str, folder: Path) -> Path:
+    """Write a tiny random model of an architecture, with what it needs to read texts or images, once."""
+    import torch
+    import transformers
+
+    target = folder / architecture
+    if target.exists():
+        return target
+    made = ARCHITECTURES[architecture]
+    settings = dict(made.settings)
+    if made.inputs is tokens:
+        tokenizer = _tokenizer()
+        settings["vocab_size"] = len(tokenizer)
+        tokenizer.save_pretrained(target)
+    torch.manual_seed(0)
+    config = getattr(transformers, made.kind)(**settings)
+    getattr(transformers, made.auto).from_config(config).save_pretrained(target)
+    if made.inputs is images:
+        described = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        (target / "preprocessor_config.json").write_text(json.dumps(described))
+    return target
+
+
+def _tokenizer() -> Any:
+    """Return a word-level tokenizer with an end token and a chat template that marks no generation."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<unk>", "<pad>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [*special, *WORDS, *"0123456789", "user", "assistant", "system", "\n", "hello", "yes", "no"]
+    backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(dict.fromkeys(words))}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        bos_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=64,
+    )

@@ -87,12 +87,14 @@ class ImageEncoder(Embedder):
 
     def encode_pixels(self, pixels: Tensor) -> NDArray[np.float32]:
         """Embed uint8 pixels `(rows, 3, side, side)`, not normalised."""
+        if not len(pixels):
+            return np.zeros((0, self.dimensions), dtype=np.float32)
         self.backbone.eval()
         parts = []
         with torch.inference_mode(), self.autocast():
             for part in pixels.split(IMAGES_A_BATCH[self.device.partition(":")[0]]):
                 parts.append(self.features(part).float().cpu())
-        return torch.cat(parts).numpy() if parts else np.zeros((0, self.dimensions), dtype=np.float32)
+        return torch.cat(parts).numpy()
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return the features of uint8 pixels, `(rows, dim)`."""
@@ -260,34 +262,16 @@ class ImageClassifier(Model):
             logits = self.head(self.encoder.features(pixels))
         return heads.cross_entropy(logits, pictures.labels[rows], self.class_weights)
 
-    def settle(self, train: pd.DataFrame, *, start: Model | None = None, alpha: float = 1.0) -> None:
-        """Estimate BatchNorm's running statistics again after mixing weights, which makes the mixed ones wrong.
+    def train_mode(self) -> None:
+        """Switch to training, BatchNorm's statistics excepted: they stay those of the base.
 
-        The training rows give them at the share α, the start's own statistics at 1 - α: both domains will be seen. A
-        model that was not mixed keeps those that training collected. Source: Izmailov et al. 2018, Averaging
-        weights leads to wider optima, section 3.2.
+        So a step does not depend on how its batch is cut, small batches do not spoil them, and mixtures of base and
+        tuned model, which share them, need no statistics of their own.
         """
-        norms = {
-            name: module for name, module in self.backbone.named_modules() if isinstance(module, _BatchNorm)
-        }
-        if start is None or not norms:
-            return
-        momenta = {name: module.momentum for name, module in norms.items()}
-        for module in norms.values():
-            module.reset_running_stats()
-            module.momentum = None  # the plain mean over batches
-        self.backbone.train()
-        with torch.no_grad():
-            for part in self.encoder.pixels(train["image"].tolist()).split(IMAGES_A_BATCH["cpu"]):
-                if len(part) > 1:
-                    self.encoder.features(part)
-        self.backbone.eval()
-        for name, module in norms.items():
-            module.momentum = momenta[name]
-            before: Any = start.backbone.get_submodule(name)
-            for statistic in ("running_mean", "running_var"):
-                own, fresh = getattr(before, statistic), getattr(module, statistic)
-                fresh.copy_(torch.lerp(own, fresh, alpha))
+        self.network.train()
+        for module in self.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
     # --- measuring and using ------------------------------------------------------------------------------
 

@@ -167,11 +167,12 @@ class Model(Embedder):
     whole_batches: ClassVar[bool] = False
     """Whether the loss looks across rows, so that a global batch must not be cut into micro-batches."""
 
-    def settle(self, train: pd.DataFrame, *, start: Model | None = None, alpha: float = 1.0) -> None:
-        """Work out again what is computed from the training rows once weights have moved: nothing, most often.
+    def train_mode(self) -> None:
+        """Switch the network to training: dropout, augmentation."""
+        self.network.train()
 
-        `start` is what the model was mixed with, at the share 1 - `alpha`.
-        """
+    def settle(self, train: pd.DataFrame) -> None:
+        """Work out again what is computed from the training rows once weights have moved: nothing, most often."""
 
     # --- measuring ----------------------------------------------------------------------------------------
 

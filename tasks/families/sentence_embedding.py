@@ -175,7 +175,7 @@ class SentenceEncoder(Model):
             rows
         )
 
-    def settle(self, train: pd.DataFrame, *, start: Model | None = None, alpha: float = 1.0) -> None:
+    def settle(self, train: pd.DataFrame) -> None:
         """Compute the class centres from the training rows."""
         if not self.labels:
             return

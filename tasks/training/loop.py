@@ -96,7 +96,7 @@ class Trainer:
 
     def _epoch(self, stopped: Callable[[], bool]) -> None:
         progress, lines = self.progress, _Lines(self.steps, self.progress.step)
-        self.network.train()
+        self.model.train_mode()
         for batch in self._batches(progress.epoch)[progress.batch :]:
             loss = self._step(batch)
             progress.step, progress.batch = progress.step + 1, progress.batch + 1

@@ -1,0 +1,176 @@
+"""One contract for every family on every architecture: tokenized once, trained, saved, mixed and measured alike."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tasks.families import family, load_model
+from tasks.families.interface import Model, interpolate
+from tasks.models import weights_fingerprint
+from tasks.recipe import Finetune
+from tasks.training.loop import Trainer
+from tests.architectures import make_base
+
+SECTION = {
+    "method": "full", "learning_rate": 1e-3, "epochs": 2, "batch_size": 8, "warmup_share": 0.1, "weight_decay": 0.01,
+    "max_grad_norm": 1.0, "max_length": 32, "precision": "fp32", "seed": 7,
+}  # fmt: skip
+CASES = {
+    "text-classification on bert": ("text-classification", "bert", {"method": "lp-ft"}),
+    "text-classification on llama": ("text-classification", "llama", {"method": "lp-ft"}),
+    "text-classification on mamba": ("text-classification", "mamba", {"method": "full"}),
+    "causal-lm on llama": ("causal-lm", "llama", {}),
+    "causal-lm on llama-untied": ("causal-lm", "llama-untied", {}),
+    "causal-lm on mamba": ("causal-lm", "mamba", {}),
+    "chat on llama": ("chat", "llama", {}),
+    "sentence-embedding on bert": ("sentence-embedding", "bert", {"loss": "supervised-contrastive"}),
+    "pairs on bert": ("pairs", "bert", {"loss": "multiple-negatives"}),
+    "triplets on bert": ("triplets", "bert", {"loss": "triplet"}),
+    "scores on bert": ("scores", "bert", {"loss": "cosine"}),
+    "image-classification on resnet": (
+        "image-classification",
+        "resnet",
+        {"method": "lp-ft", "augment": ["crop"]},
+    ),
+    "image-classification on convnext": ("image-classification", "convnext", {"method": "lp-ft"}),
+    "image-classification on vit": ("image-classification", "vit", {"method": "lp-ft"}),
+}
+TASKS = {
+    "chat": "causal-lm",
+    "pairs": "sentence-embedding",
+    "triplets": "sentence-embedding",
+    "scores": "sentence-embedding",
+}
+GOOD, BAD = "good great fine happy love".split(), "bad poor awful sad hate".split()
+
+
+def rows(kind: str, count: int, seed: int = 0) -> pd.DataFrame:
+    """Return rows in the canonical form, whose label (or next turn) shows in their content."""
+    generator = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    words = [str(generator.choice(GOOD if one else BAD)) for one in label]
+    texts = [f"the phone was {word} after day {n % 7}" for n, word in enumerate(words)]
+    table = pd.DataFrame(
+        {"id": [f"r{n}" for n in range(count)], "text": texts, "group": [f"g{n}" for n in range(count)]}
+    )
+    if kind == "chat":
+        turns = [
+            [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": "love it" if one else "hate it"},
+            ]
+            for text, one in zip(texts, label, strict=True)
+        ]
+        return table.assign(messages=[json.dumps(turn) for turn in turns])
+    if kind in ("pairs", "triplets", "scores"):
+        table["positive"] = [
+            f"this is {generator.choice(GOOD if one else BAD)} {n % 7}" for n, one in enumerate(label)
+        ]
+        if kind == "triplets":
+            table["negative"] = [f"this is {generator.choice(BAD if one else GOOD)}" for one in label]
+        if kind == "scores":
+            table["score"] = generator.uniform(0, 1, count)
+        return table
+    if kind == "causal-lm":
+        return table
+    if kind == "image-classification":
+        table["image"] = [picture(bool(one), generator) for one in label]
+    return table.assign(label=label)
+
+
+def picture(bright: bool, generator: np.random.Generator) -> bytes:
+    """Return a PNG of 32 by 32 noise, bright or dark."""
+    from PIL import Image
+
+    noise = generator.integers(0, 120, (32, 32, 3)) + (120 if bright else 0)
+    written = io.BytesIO()
+    Image.fromarray(noise.astype(np.uint8)).save(written, "PNG")
+    return written.getvalue()
+
+
+def begun(kind: str, base: Path, **more: object) -> tuple[Model, Finetune]:
+    section = Finetune.model_validate({**SECTION, **more})
+    labelled = kind in ("text-classification", "image-classification", "sentence-embedding")
+    labels = ["negative", "positive"] if labelled else []
+    torch.manual_seed(section.seed)
+    task = TASKS.get(kind, kind)
+    return family(task).begin(base, section, labels, rows(kind, 48), rows(kind, 16, 1), "cpu"), section
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_family_trains_saves_mixes_and_measures(case: str, bases: Path, tmp_path: Path) -> None:
+    kind, architecture, more = CASES[case]
+    base = make_base(architecture, bases)
+    model, section = begun(kind, base, **more)
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    untrained = model.measure(rows(kind, 48)).loss
+    progress = Trainer(model, section, rows(kind, 48), rows(kind, 16, 1), tmp_path / "scratch").fit()
+    assert progress.step == 12
+    assert any(not torch.equal(before[name], value) for name, value in model.network.state_dict().items())
+    if section.loss is None:
+        assert model.measure(rows(kind, 48)).loss < untrained
+
+    model.save(tmp_path / "tuned")
+    read = load_model(tmp_path / "tuned", "cpu")
+    held = rows(kind, 16, 2)
+    measured = model.measure(held)
+    assert measured.outcomes.shape == measured.losses.shape == (16,)
+    assert np.isfinite(measured.outcomes).all()
+    assert np.allclose(read.measure(held).outcomes, measured.outcomes, atol=1e-6)
+    assert weights_fingerprint(read.backbone) == weights_fingerprint(model.backbone)
+
+    start = family(model.task).load_start(base, tmp_path / "tuned", "cpu")
+    assert weights_fingerprint(start.backbone) != weights_fingerprint(model.backbone)
+    assert weights_fingerprint(start.backbone) == weights_fingerprint(
+        family(model.task).load_base(base, "cpu").backbone
+    ), "α = 0 is the base"
+    half = interpolate(start, read, 0.5)
+    half.settle(rows(kind, 48))
+    first, last = start.network.state_dict(), read.network.state_dict()
+    for name, parameter in half.network.named_parameters():
+        assert torch.allclose(parameter, (first[name] + last[name]) / 2, atol=1e-6), name
+    assert np.isfinite(half.measure(held).outcomes).all()
+    assert start.measure(rows(kind, 16, 1)).score == pytest.approx(model.start_score, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "mamba", "resnet", "convnext", "vit"])
+def test_a_base_embeds_each_content_by_itself(architecture: str, bases: Path) -> None:
+    kind = "image-classification" if architecture in ("resnet", "convnext", "vit") else "text-classification"
+    task = "causal-lm" if architecture in ("llama", "mamba") else kind
+    embedder = family(task).load_base(make_base(architecture, bases), "cpu")
+    table = rows(kind, 6)
+    contents = table["image" if "image" in table else "text"].tolist()
+    together = embedder.encode(contents)
+    alone = np.vstack([embedder.encode([content]) for content in contents])
+    assert np.abs(together - alone).max() < 1e-5
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    assert embedder.encode([]).shape == (0, together.shape[1])
+
+
+def test_micro_batches_do_not_change_what_a_language_model_learns(
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of a step is the mean over supervised tokens of the whole batch, whatever fits into memory."""
+    from tasks.training import loop
+
+    def gradient(tokens: int) -> torch.Tensor:
+        monkeypatch.setattr(loop, "MICRO_TOKENS", tokens)
+        model, section = begun("chat", make_base("llama", bases))
+        made = Trainer(model, section, rows("chat", 48), rows("chat", 16, 1), tmp_path / str(tokens))
+        made.model.train_mode()
+        made._backward(np.arange(8))
+        return torch.cat([parameter.grad.flatten() for parameter in made.network.parameters()])
+
+    assert torch.allclose(gradient(16_384), gradient(20), atol=1e-6)
