@@ -71,7 +71,7 @@ ARCHITECTURES = {
     "convnext": Architecture(
         "AutoModelForImageClassification",
         "ConvNextConfig",
-        {"num_stages": 3, "hidden_sizes": [8, 16, 32], "depths": [1, 2, 1]},
+        {"num_stages": 3, "hidden_sizes": [8, 16, 32], "depths": [1, 2, 1], "layer_scale_init_value": 1.0},
         images,
     ),
     "vit": Architecture(
