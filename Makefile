@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := pipeline,s3,gguf,peft,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-margins bench-tax
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-margins bench-tax vision-bases
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,13 @@ bench-margins: .venv/.demo  ## Which margins the demo's benchmarks carry, from t
 
 bench-tax: .venv/.demo  ## What orchestration costs, as a share of the stages' own time
 	$(BIN)/python -m tests.bench.bench_tax
+
+vision-bases: .venv/.installed  ## Pretrain a small ResNet and a small ViT on CIFAR-10 images in $$RETAIN_DATA, for medical-imaging
+	@test -d "$(RETAIN_DATA)/cifar10_small" || \
+	  { echo "RETAIN_DATA names no folder with cifar10_small/: see docs/datasets.md" >&2; exit 1; }
+	for architecture in resnet vit; do \
+	  $(BIN)/python -m tasks.pretrain "$(RETAIN_DATA)/cifar10_small/images" "$(RETAIN_DATA)/cifar10_small/labels.csv" \
+	    data/bases/cifar10-$$architecture --architecture $$architecture || exit 1; done
 
 clean: .venv/.installed  ## Show what old workspaces, checkpoints and experiments could be removed
 	@$(BIN)/retain clean --dry-run

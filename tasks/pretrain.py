@@ -38,11 +38,13 @@ log = logging.getLogger(__name__)
 
 SIDE = 32
 BATCH = 64
-EPOCHS = {"resnet": 40, "vit": 60}
+EPOCHS = {"resnet": 25, "vit": 40}
 RATES = {"resnet": 2e-3, "vit": 1e-3}
 
 
-def pretrain(images: Path, labels: Path, out: Path, architecture: str, seed: int = 7) -> float:
+def pretrain(
+    images: Path, labels: Path, out: Path, architecture: str, epochs: int | None = None, seed: int = 7
+) -> float:
     """Train a small ResNet or ViT on labelled images and write it to `out`; return its accuracy on `split: test`.
 
     Raises:
@@ -59,7 +61,8 @@ def pretrain(images: Path, labels: Path, out: Path, architecture: str, seed: int
         truth[split] = torch.tensor([names.index(label) for label in rows["label"]])
     torch.manual_seed(seed)
     model = _model(architecture, names)
-    _train(model, preprocessing, pixels["train"], truth["train"], architecture)
+    epochs = epochs or EPOCHS[architecture]
+    _train(model, preprocessing, pixels["train"], truth["train"], epochs, RATES[architecture])
     accuracy = _accuracy(model, preprocessing, pixels["test"], truth["test"])
     _write(model, preprocessing, out)
     log.info("%s: accuracy %.4f on %d test images, in %s", architecture, accuracy, len(truth["test"]), out)
@@ -86,41 +89,41 @@ def _model(architecture: str, names: list[str]) -> PreTrainedModel:
         ViTConfig(
             image_size=SIDE,
             patch_size=4,
-            hidden_size=96,
-            num_hidden_layers=6,
+            hidden_size=64,
+            num_hidden_layers=4,
             num_attention_heads=4,
-            intermediate_size=192,
+            intermediate_size=128,
             **labels,
         )
     )
 
 
 def _train(
-    model: PreTrainedModel, preprocessing: Preprocessing, pixels: Tensor, truth: Tensor, architecture: str
+    model: PreTrainedModel,
+    preprocessing: Preprocessing,
+    pixels: Tensor,
+    truth: Tensor,
+    epochs: int,
+    peak: float,
 ) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATES[architecture], weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.05)
     batches = math.ceil(len(truth) / BATCH)
-    steps = EPOCHS[architecture] * batches
+    steps = epochs * batches
+    order = torch.arange(len(truth))
     model.train()
     for step in range(steps):
         if step % batches == 0:
             order = torch.randperm(len(truth))
         rows = order[(step % batches) * BATCH : (step % batches + 1) * BATCH]
         for group in optimizer.param_groups:
-            group["lr"] = RATES[architecture] * rate_share(step, steps, batches)
+            group["lr"] = peak * rate_share(step, steps, batches)
         shown = preprocessing.normalise(augmented(pixels[rows], ["flip", "crop"]))
         loss = nn.functional.cross_entropy(model(shown).logits, truth[rows], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (step + 1) % (10 * batches) == 0:
-            log.info(
-                "%s: epoch %d of %d, loss %.3f",
-                architecture,
-                (step + 1) // batches,
-                EPOCHS[architecture],
-                loss,
-            )
+            log.info("epoch %d of %d, loss %.3f", (step + 1) // batches, epochs, loss)
 
 
 def _accuracy(model: PreTrainedModel, preprocessing: Preprocessing, pixels: Tensor, truth: Tensor) -> float:
@@ -176,10 +179,13 @@ def main() -> int:
     parser.add_argument("labels", type=Path, help="CSV with the columns file, label, split")
     parser.add_argument("out", type=Path, help="where the base is written")
     parser.add_argument("--architecture", choices=sorted(EPOCHS), required=True)
+    parser.add_argument(
+        "--epochs", type=int, help="passes over the images; what suits the architecture when absent"
+    )
     given = parser.parse_args()
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     try:
-        pretrain(given.images, given.labels, given.out, given.architecture)
+        pretrain(given.images, given.labels, given.out, given.architecture, given.epochs)
     except PipelineError as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return error.exit_code

@@ -61,8 +61,10 @@ class Measurable(Protocol):
     model: Any
     """The model, for the kinds that ask it for more than vectors."""
 
-    max_length: int
-    """Most tokens of a benchmark's text that it reads."""
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a benchmark's text that it reads."""
+        ...
 
     def embed(self, contents: Sequence[str | bytes]) -> Vectors:
         """Return unit vectors, (rows, dim)."""
