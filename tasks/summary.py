@@ -374,7 +374,7 @@ def _suite(suite: SuiteVerdict) -> Row:
 
 def _choice(merge: MergeReport) -> str:
     chosen = next((item for item in merge.outcomes if item.alpha == merge.alpha), None)
-    gain = f", {signed_points(chosen.gain)} on validation" if chosen else ""
+    gain = f", {change(merge.metric, chosen.gain)} on validation" if chosen else ""
     if merge.rescued:
         return (
             f"The tuned model alone forgot too much. Mixed with the base at α = {merge.alpha:g}{gain}, "
@@ -481,7 +481,8 @@ def _data_sentence(schema: SplitSchema) -> str:
         if len(schema.labels) <= 12
         else [*schema.labels[:10], f"{len(schema.labels) - 10} more"]
     )
-    return f"Rows: {rows}.{left} Labels ({len(schema.labels)}): {', '.join(labels)}."
+    named = f" Labels ({len(schema.labels)}): {', '.join(labels)}." if labels else ""
+    return f"Rows: {rows}.{left}{named}"
 
 
 def _failures(validate: ValidateReport) -> tuple[str, ...]:
