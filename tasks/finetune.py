@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +30,7 @@ from tasks.paths import Paths, store
 from tasks.recipe import Finetune
 from tasks.sources import base_folder
 from tasks.splits import read_splits
+from tasks.training.adapters import add_adapters, merge_adapters
 from tasks.training.loop import Progress, Trainer
 
 log = logging.getLogger(__name__)
@@ -59,11 +61,11 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
         model = kind.begin(base_folder(base, paths.root), section, schema.labels, train, validation, device)
         log.info("%s: validation %s %.4f", model.start_means, model.metric, model.start_score)
         scratch = store() / "checkpoints" / _inputs_hash(section, base, schema)
-        progress, truncated = _train(model, section, train, validation, scratch)
+        trained = _train(model, section, train, validation, scratch)
     model.save(paths.tuned)
-    history = pd.DataFrame(progress.history, columns=HISTORY)
+    history = pd.DataFrame(trained.progress.history, columns=HISTORY)
     write_text(paths.history, history.to_csv(index=False, float_format="%.6g"))
-    reports.write_report(paths.finetune, _report(section, model, progress, truncated))
+    reports.write_report(paths.finetune, _report(section, model, trained))
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -86,28 +88,46 @@ def refuse_high_rate(section: Finetune, kind: type[Model]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Trained:
+    """How training went."""
+
+    progress: Progress
+    truncated: int
+    """Training rows that are longer than what is read of them."""
+    parameters: int
+    """Numbers that trained."""
+
+
 def _train(
     model: Model, section: Finetune, train: pd.DataFrame, validation: pd.DataFrame, scratch: Path
-) -> tuple[Progress, int]:
-    """Train, and return how it went and how many training rows are longer than what is read of them."""
+) -> Trained:
     if section.method == "probe":
-        at_home, measured = model.measure(train), model.measure(validation)
-        row: dict[str, float | int | None] = {
-            "step": 0,
-            "epoch": 0,
-            "loss": at_home.loss,
-            "learning_rate": 0.0,
-        }
-        row |= {"validation_loss": measured.loss, "validation_score": measured.score}
-        progress = Progress(
-            train_loss=at_home.loss, best_loss=measured.loss, best_score=measured.score, history=[row]
-        )
-        return progress, model.examples(train).truncated
+        return _probe(model, train, validation)
+    if section.lora is not None:
+        add_adapters(model.backbone, **section.lora.model_dump(), seed=section.seed)
     trainer = Trainer(model, section, train, validation, scratch)
     truncated = trainer.examples.truncated
     if truncated:
         log.warning("%d of %d training rows are cut at %s tokens", truncated, len(train), section.max_length)
-    return trainer.fit(), truncated
+    groups = trainer.optimizer.param_groups
+    parameters = sum(parameter.numel() for group in groups for parameter in group["params"])
+    progress = trainer.fit()
+    if section.lora is not None:
+        merge_adapters(model.backbone)
+        model.settle(train)
+    return Trained(progress, truncated, parameters)
+
+
+def _probe(model: Model, train: pd.DataFrame, validation: pd.DataFrame) -> Trained:
+    at_home, measured = model.measure(train), model.measure(validation)
+    row: dict[str, float | int | None] = {"step": 0, "epoch": 0, "loss": at_home.loss, "learning_rate": 0.0}
+    row |= {"validation_loss": measured.loss, "validation_score": measured.score}
+    progress = Progress(
+        train_loss=at_home.loss, best_loss=measured.loss, best_score=measured.score, history=[row]
+    )
+    head = sum(parameter.numel() for parameter in model.network.get_submodule("head").parameters())
+    return Trained(progress, model.examples(train).truncated, head)
 
 
 def _inputs_hash(section: Finetune, base: reports.Base, schema: reports.SplitSchema) -> str:
@@ -117,18 +137,15 @@ def _inputs_hash(section: Finetune, base: reports.Base, schema: reports.SplitSch
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _report(section: Finetune, model: Model, progress: Progress, truncated: int) -> reports.FinetuneReport:
-    parameters = list(model.network.parameters())
-    trained = (
-        parameters if section.method != "probe" else list(model.network.get_submodule("head").parameters())
-    )
+def _report(section: Finetune, model: Model, trained: Trained) -> reports.FinetuneReport:
+    progress = trained.progress
     return reports.FinetuneReport(
         method=section.method,
         steps=progress.step,
         epochs=progress.epoch,
-        trainable_parameters=sum(parameter.numel() for parameter in trained if parameter.requires_grad),
-        parameters=sum(parameter.numel() for parameter in parameters),
-        truncated_rows=truncated,
+        trainable_parameters=trained.parameters,
+        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+        truncated_rows=trained.truncated,
         metric=model.metric,
         start=model.start_means,
         start_score=model.start_score,

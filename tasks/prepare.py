@@ -60,7 +60,7 @@ def prepare(task: str, base: str, data: Data, benchmarks: Mapping[str, Benchmark
 
 def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
     frame, dropped_rows = _read(data.train, task, data, paths)
-    dropped = {data.train.file: dropped_rows}
+    dropped = {"train": dropped_rows}
     share = hash_positions(frame["group"], data.seed)
     test_share = 0.0 if data.test else data.test_share
     tables = {
@@ -71,7 +71,7 @@ def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
     others = {"test": data.test, REPLAY: data.replay, **data.targets}
     for name, table in others.items():
         if table is not None:
-            tables[name], dropped[table.file] = _read(table, task, data, paths)
+            tables[name], dropped[name] = _read(table, task, data, paths)
     _refuse_thin_splits(tables, data)
     (folder / "targets").mkdir(parents=True)
     files = {
@@ -94,9 +94,9 @@ def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
     )
     reports.write_report(folder / "schema.json", schema)
     log.info("splits: %s", ", ".join(f"{name} {rows}" for name, rows in schema.rows.items()))
-    for file, reasons in dropped.items():
+    for name, reasons in dropped.items():
         for reason, count in reasons.items():
-            log.info("dropped from %s: %d rows, %s", file, count, reason)
+            log.info("dropped from %s: %d rows, %s", name, count, reason)
 
 
 def _read(table: Table, task: str, data: Data, paths: Paths) -> tuple[pd.DataFrame, dict[str, int]]:

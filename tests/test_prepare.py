@@ -235,7 +235,7 @@ def test_weak_ratings_are_counted_in_the_schema(paths: Paths) -> None:
     recipe.write_text(recipe.read_text().replace("train: {file: train.csv}", table))
     run_stage("prepare", "tiny", paths.root)
     schema = reports.read_report(paths.schema, reports.SplitSchema)
-    assert schema.dropped == {"train.csv": {"|rating| < 0.5": 6}}
+    assert schema.dropped == {"train": {"|rating| < 0.5": 6}}
     assert sum(schema.rows.values()) == 114
 
 

@@ -134,7 +134,7 @@ def test_a_gradient_that_overflows_changes_no_weight(
 def test_a_measure_is_cross_entropy_and_correctness(base: Path, tmp_path: Path) -> None:
     made, table = trainer(base, tmp_path), rows(12)
     logits = torch.from_numpy(made.model.logits(table["text"].tolist()))
-    labels = table["label"].to_numpy()
+    labels = table["label"].to_numpy(copy=True)
     expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
     measured = made.model.measure(table)
     assert measured.loss == pytest.approx(float(expected), abs=1e-6)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tasks.errors import Preempted, StageError
 from tasks.families.interface import Model
 from tasks.recipe import Finetune
+from tasks.training.adapters import load_state_beside_base, state_beside_base
 from tasks.training.batches import micro_batches
 from tasks.training.checkpoints import newest_checkpoint, save_checkpoint
 from tasks.training.layers import parameter_groups, rate_share, thawed
@@ -80,7 +81,7 @@ class Trainer:
             while self.progress.epoch < self.section.epochs and not self._lost_patience():
                 self._epoch(stopped)
         if self.best is not None:
-            self.network.load_state_dict(self.best)
+            load_state_beside_base(self.network, self.best)
             self.model.settle(self.train)
         return self.progress
 
@@ -170,14 +171,14 @@ class Trainer:
         if measured.loss < progress.best_loss:
             progress.best_loss, progress.best_score = measured.loss, measured.score
             progress.best_epoch = progress.epoch
-            self.best = copy.deepcopy(self.network.state_dict())
+            self.best = copy.deepcopy(state_beside_base(self.network))
 
     def _state(self) -> dict[str, Any]:
         generators = [torch.get_rng_state()]
         if torch.cuda.is_available():
             generators += torch.cuda.get_rng_state_all()
         return {
-            "network": self.network.state_dict(),
+            "network": state_beside_base(self.network),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "progress": vars(self.progress),
@@ -188,7 +189,7 @@ class Trainer:
         state = newest_checkpoint(self.scratch)
         if state is None:
             return
-        self.network.load_state_dict(state["network"])
+        load_state_beside_base(self.network, state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.progress = state["best"], Progress(**state["progress"])
         torch.set_rng_state(state["generators"][0])
