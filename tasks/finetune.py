@@ -27,7 +27,7 @@ from tasks.files import write_text
 from tasks.models import pick_device
 from tasks.passport import verify_passport
 from tasks.paths import Paths, store
-from tasks.recipe import Finetune
+from tasks.recipe import REPLAY, Finetune
 from tasks.sources import base_folder
 from tasks.splits import read_splits
 from tasks.training.adapters import add_adapters, merge_adapters
@@ -61,7 +61,7 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
         model = kind.begin(base_folder(base, paths.root), section, schema.labels, train, validation, device)
         log.info("%s: validation %s %.4f", model.start_means, model.metric, model.start_score)
         scratch = store() / "checkpoints" / _inputs_hash(section, base, schema)
-        trained = _train(model, section, train, validation, scratch)
+        trained = _train(model, section, train, validation, scratch, tables.get(REPLAY))
     model.save(paths.tuned)
     history = pd.DataFrame(trained.progress.history, columns=HISTORY)
     write_text(paths.history, history.to_csv(index=False, float_format="%.6g"))
@@ -100,13 +100,18 @@ class Trained:
 
 
 def _train(
-    model: Model, section: Finetune, train: pd.DataFrame, validation: pd.DataFrame, scratch: Path
+    model: Model,
+    section: Finetune,
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    scratch: Path,
+    original: pd.DataFrame | None = None,
 ) -> Trained:
     if section.method == "probe":
         return _probe(model, train, validation)
     if section.lora is not None:
         add_adapters(model.backbone, **section.lora.model_dump(), seed=section.seed)
-    trainer = Trainer(model, section, train, validation, scratch)
+    trainer = Trainer(model, section, train, validation, scratch, original)
     truncated = trainer.examples.truncated
     if truncated:
         log.warning("%d of %d training rows are cut at %s tokens", truncated, len(train), section.max_length)

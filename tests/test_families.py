@@ -61,6 +61,13 @@ CASES |= {
     "norms of convnext": ("image-classification", "convnext", {"method": "norms"}),
     "biases of bert": ("text-classification", "bert", {"method": "biases"}),
 }
+KEPT = {"replay_share": 0.25, "l2_sp": 0.1, "distill": 0.5, "batch_size": 8}
+CASES |= {
+    "everything kept on bert": ("text-classification", "bert", {"method": "lp-ft", "ewc": 1.0, **KEPT}),
+    "everything kept on llama": ("chat", "llama", {"ewc": 1.0, **KEPT}),
+    "everything kept on resnet": ("image-classification", "resnet", {"ewc": 1.0, **KEPT}),
+    "everything kept of pairs": ("pairs", "bert", {"loss": "multiple-negatives", **KEPT}),
+}
 GOOD, BAD = "good great fine happy love".split(), "bad poor awful sad hate".split()
 
 
@@ -129,12 +136,19 @@ def test_every_family_trains_saves_mixes_and_measures(case: str, bases: Path, tm
     model, section = begun(kind, base, **more)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     untrained = model.measure(rows(kind, 48)).loss
-    trained = finetune._train(model, section, rows(kind, 48), rows(kind, 16, 1), tmp_path / "scratch")
-    assert trained.progress.step == 12
+    original = rows(kind, 10, 3) if section.replay_share else None
+    trained = finetune._train(
+        model, section, rows(kind, 48), rows(kind, 16, 1), tmp_path / "scratch", original
+    )
+    assert trained.progress.step == (16 if section.replay_share else 12), "six new rows of eight, with replay"
     after = model.network.state_dict()
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], value) for name, value in after.items())
-    if section.loss is None and (model.task == "causal-lm" or section.method in ("full", "lp-ft")):
+    if (
+        section.loss is None
+        and not section.replay_share
+        and (model.task == "causal-lm" or section.method in ("full", "lp-ft"))
+    ):
         assert model.measure(rows(kind, 48)).loss < untrained
 
     model.save(tmp_path / "tuned")
@@ -185,7 +199,7 @@ def test_micro_batches_do_not_change_what_a_language_model_learns(
         model, section = begun("chat", make_base("llama", bases))
         made = Trainer(model, section, rows("chat", 48), rows("chat", 16, 1), tmp_path / str(tokens))
         made.model.train_mode()
-        made._backward(np.arange(8))
+        made._backward(np.arange(8), np.arange(0))
         return torch.cat([parameter.grad.flatten() for parameter in made.network.parameters()])
 
     assert torch.allclose(gradient(16_384), gradient(20), atol=1e-6)

@@ -174,7 +174,7 @@ def test_micro_batches_do_not_change_the_step(
             trainer.optimizer, "step", lambda: found.append(classifier.head.weight.grad.clone())
         )
         classifier.backbone.eval()  # without dropout
-        trainer._step(np.arange(8))
+        trainer._step(np.arange(8), np.zeros(0, dtype=np.int64))
         return found[0]
 
     assert torch.allclose(step_gradient(16_384), step_gradient(24), atol=1e-6)

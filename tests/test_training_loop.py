@@ -24,8 +24,6 @@ ORDINARY = {
     "method": "full", "learning_rate": 1e-3, "epochs": 2, "batch_size": 8, "warmup_share": 0.1, "weight_decay": 0.01,
     "max_grad_norm": 1.0, "max_length": 16, "precision": "fp32", "seed": 7, "checkpoint_every": 1,
 }  # fmt: skip
-STEPS = 8
-"""Of a run: 27 rows are three batches of eight and one of three."""
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +39,20 @@ def rows(count: int) -> pd.DataFrame:
 def trainer(base: Path, scratch: Path, **more: object) -> Trainer:
     section = Finetune.model_validate({**ORDINARY, **more})
     model = tiny_classifier(base, max_length=min(section.length, 64))
-    return Trainer(model, section, rows(27), rows(12), scratch)
+    original = rows(9) if section.replay_share else None
+    return Trainer(model, section, rows(27), rows(12), scratch, original)
 
 
 def stop_in(patch: pytest.MonkeyPatch, at: int, end: BaseException | None) -> None:
     """Stop training in step `at`: by an error, or by the SIGTERM that a preempted machine sends."""
     step = Trainer._step
 
-    def stopped(self: Trainer, batch: np.ndarray) -> float:
+    def stopped(self: Trainer, batch: np.ndarray, original: np.ndarray) -> float:
         if self.progress.step + 1 == at:
             if end is not None:
                 raise end
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch)
+        return step(self, batch, original)
 
     patch.setattr(Trainer, "_step", stopped)
 
@@ -63,22 +62,26 @@ def finished(made: Trainer) -> tuple[dict[str, torch.Tensor], object]:
     return {name: value.clone() for name, value in made.network.state_dict().items()}, vars(progress)
 
 
-@pytest.mark.parametrize("unfreeze_every", [0, 2])
+KEPT = {"replay_share": 0.25, "l2_sp": 0.1, "ewc": 1.0, "distill": 0.5}
+
+
+@pytest.mark.parametrize("more", [{}, {"unfreeze_every": 2}, KEPT], ids=["plain", "unfreezing", "keeping"])
 @pytest.mark.parametrize("how", ["SIGTERM", "a crash"])
 def test_resumed_after_any_step_it_ends_with_the_same_bits(
-    base: Path, tmp_path: Path, how: str, unfreeze_every: int
+    base: Path, tmp_path: Path, how: str, more: dict[str, float]
 ) -> None:
-    whole, story = finished(trainer(base, tmp_path / "whole", unfreeze_every=unfreeze_every))
-    for at in range(1, STEPS + 1):
+    made = trainer(base, tmp_path / "whole", **more)
+    whole, story = finished(made)
+    for at in range(1, made.steps + 1):
         scratch = tmp_path / str(at)
         with pytest.MonkeyPatch.context() as patch:
             stop_in(patch, at, None if how == "SIGTERM" else RuntimeError("crash"))
             with pytest.raises(Preempted if how == "SIGTERM" else RuntimeError):
-                trainer(base, scratch, unfreeze_every=unfreeze_every).fit()
+                trainer(base, scratch, **more).fit()
         state = newest_checkpoint(scratch)
         assert (state["progress"]["step"] if state else 0) == (at if how == "SIGTERM" else at - 1)
         torch.manual_seed(at)  # what happened in between does not matter
-        again, same_story = finished(trainer(base, scratch, unfreeze_every=unfreeze_every))
+        again, same_story = finished(trainer(base, scratch, **more))
         assert same_story == story, f"resumed in step {at}"
         assert all(torch.equal(again[name], value) for name, value in whole.items()), f"resumed in step {at}"
 

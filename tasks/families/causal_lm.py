@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -31,6 +31,7 @@ from tasks.models import (
 )
 from tasks.recipe import Finetune
 from tasks.training.batches import length_batches
+from tasks.training.retention import distillation_loss
 
 ROWS_OF_LOGITS = 1024
 """Positions whose logits, over the whole vocabulary, are in memory at once."""
@@ -127,6 +128,19 @@ class CausalLM(Model):
         losses, _ = self._token_losses([examples.content[row] for row in rows])
         return losses.sum()
 
+    def distillation(self, teacher: Model, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        """Return KL(teacher ‖ model) of the next token, summed over supervised tokens."""
+        tokens = [examples.content[row] for row in rows]
+        with torch.no_grad():
+            before, _, _ = teacher._supervised(tokens)  # type: ignore[attr-defined]
+        after, _, _ = self._supervised(tokens)
+        parts = []
+        for mine, theirs in zip(after.split(ROWS_OF_LOGITS), before.split(ROWS_OF_LOGITS), strict=True):
+            with torch.no_grad():
+                wanted = teacher._logits(theirs)  # type: ignore[attr-defined]
+            parts.append(distillation_loss(self._logits(mine), wanted, 1.0))
+        return torch.stack(parts).sum()
+
     # --- measuring and using ------------------------------------------------------------------------------
 
     def measure(self, table: pd.DataFrame) -> Measured:
@@ -210,21 +224,25 @@ class CausalLM(Model):
 
         The vocabulary head is applied where a token carries loss only, some positions at a time.
         """
+        chosen, wanted, owner = self._supervised(rows)
+        parts = [
+            functional.cross_entropy(self._logits(part), answers, reduction="none")
+            for part, answers in zip(chosen.split(ROWS_OF_LOGITS), wanted.split(ROWS_OF_LOGITS), strict=True)
+        ]
+        return (torch.cat(parts) if parts else chosen.sum(1)), owner
+
+    def _supervised(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the hidden states `(tokens, dim)` that predict supervised tokens, those tokens, and whose they are."""
         ids, mask = pad([row.ids for row in rows], self.tokenizer.pad_token_id)
         labels, _ = pad([row.labels for row in rows], UNSUPERVISED)
         with self.autocast():
-            hidden = self._body(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
-            ).last_hidden_state
-            targets = labels[:, 1:].to(self.device)
-            where = targets != UNSUPERVISED
-            chosen, wanted = hidden[:, :-1][where], targets[where]
-            head: nn.Module = self.network.get_output_embeddings()
-            parts = [
-                functional.cross_entropy(head(part).float(), answers, reduction="none")
-                for part, answers in zip(
-                    chosen.split(ROWS_OF_LOGITS), wanted.split(ROWS_OF_LOGITS), strict=True
-                )
-            ]
-        owner = where.nonzero()[:, 0]
-        return (torch.cat(parts) if parts else hidden.sum() * torch.zeros(0, device=self.device)), owner
+            read = self._body(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
+        targets = labels[:, 1:].to(self.device)
+        where = targets != UNSUPERVISED
+        return read.last_hidden_state[:, :-1][where], targets[where], where.nonzero()[:, 0]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Apply the vocabulary head: float32 `(tokens, vocabulary)`."""
+        with self.autocast():
+            logits: Tensor = self.network.get_output_embeddings()(hidden)
+        return logits.float()

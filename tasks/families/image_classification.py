@@ -29,6 +29,7 @@ from tasks.files import write_text
 from tasks.models import load_weights, pick_device
 from tasks.recipe import Finetune
 from tasks.training.probe import fit_probe, fresh_head
+from tasks.training.retention import feature_distillation
 
 PREPROCESSOR = "preprocessor_config.json"
 IMAGES_A_BATCH = {"cpu": 64, "cuda": 512}
@@ -272,6 +273,15 @@ class ImageClassifier(Model):
         for module in self.backbone.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+    def distillation(self, teacher: Model, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        """Return 1 - cosine of the features of model and teacher, summed over rows."""
+        pictures: Pictures = examples.content
+        pixels = pictures.pixels[torch.from_numpy(rows)]
+        with torch.no_grad(), self.autocast():
+            before = teacher.encoder.features(pixels)  # type: ignore[attr-defined]
+        with self.autocast():
+            return feature_distillation(self.encoder.features(pixels), before)
 
     # --- measuring and using ------------------------------------------------------------------------------
 

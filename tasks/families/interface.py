@@ -167,6 +167,18 @@ class Model(Embedder):
     whole_batches: ClassVar[bool] = False
     """Whether the loss looks across rows, so that a global batch must not be cut into micro-batches."""
 
+    @property
+    def fresh_parameters(self) -> frozenset[str]:
+        """Names of the network's parameters that the base does not have: those of a new head."""
+        return frozenset(name for name, _ in self.network.named_parameters() if name.startswith("head."))
+
+    @abstractmethod
+    def distillation(self, teacher: Model, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        """Return how far the model's answers, or features, on some rows are from the teacher's.
+
+        Summed over what `Examples.weights` counts; the teacher is a copy of the model, before it was tuned.
+        """
+
     def train_mode(self) -> None:
         """Switch the network to training: dropout, augmentation."""
         self.network.train()

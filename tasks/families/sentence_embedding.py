@@ -29,6 +29,7 @@ from tasks.families.interface import Content, Examples, Measured, Model, write_w
 from tasks.models import Encoder, load_encoder
 from tasks.recipe import Finetune
 from tasks.training.batches import epoch_batches
+from tasks.training.retention import feature_distillation
 
 CENTRES, START_CENTRES = "centres.safetensors", "start_centres.safetensors"
 MARGIN = 0.5
@@ -183,6 +184,14 @@ class SentenceEncoder(Model):
         labels = torch.from_numpy(heads.class_indices(train))
         sums = torch.zeros(len(self.labels), vectors.shape[1]).index_add(0, labels, vectors)
         self.centres = functional.normalize(sums, dim=1).to(self.device)
+
+    def distillation(self, teacher: Model, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        """Return 1 - cosine of the features of model and teacher, summed over rows."""
+        tokens = [examples.content.anchors[row] for row in rows]
+        with torch.no_grad(), self.autocast():
+            before = teacher.encoder.pool(tokens)  # type: ignore[attr-defined]
+        with self.autocast():
+            return feature_distillation(self.encoder.pool(tokens), before)
 
     # --- measuring and using ------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from tasks.models import TOKENS_A_BATCH, Encoder, load_encoder
 from tasks.recipe import Finetune
 from tasks.training.batches import length_batches
 from tasks.training.probe import fit_probe, fresh_head
+from tasks.training.retention import feature_distillation
 
 
 @dataclass
@@ -131,6 +132,15 @@ class TextClassifier(Model):
         with self.autocast():
             logits = self.head(self._pool([content.tokens[row] for row in rows]))
         return heads.cross_entropy(logits, content.labels[rows], self.class_weights)
+
+    def distillation(self, teacher: Model, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
+        """Return 1 - cosine of the features of model and teacher, summed over rows."""
+        content: Windows = examples.content
+        tokens = [content.tokens[row] for row in rows]
+        with torch.no_grad(), self.autocast():
+            before = teacher._pool(tokens)  # type: ignore[attr-defined]
+        with self.autocast():
+            return feature_distillation(self._pool(tokens), before)
 
     # --- measuring and using ------------------------------------------------------------------------------
 

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from tasks.errors import Preempted, StageError
-from tasks.families.interface import Model
+from tasks.families.interface import Examples, Model
 from tasks.recipe import Finetune
 from tasks.training.adapters import load_state_beside_base, state_beside_base
 from tasks.training.batches import micro_batches
 from tasks.training.checkpoints import newest_checkpoint, save_checkpoint
+from tasks.training.keeping import make_keeping
 from tasks.training.layers import parameter_groups, rate_share, thawed
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,13 @@ class Trainer:
     """Train a model's network; what `fit` leaves in it is the epoch with the least validation loss."""
 
     def __init__(
-        self, model: Model, section: Finetune, train: pd.DataFrame, validation: pd.DataFrame, scratch: Path
+        self,
+        model: Model,
+        section: Finetune,
+        train: pd.DataFrame,
+        validation: pd.DataFrame,
+        scratch: Path,
+        original: pd.DataFrame | None = None,
     ):
         self.model, self.section, self.scratch = model, section, scratch
         self.train, self.validation = train, validation
@@ -61,6 +68,7 @@ class Trainer:
         groups = parameter_groups(self.network, section)
         self.top = max(int(str(group["depth"])) for group in groups)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.keeping = make_keeping(model, section, original)
         self.steps = section.epochs * len(self._batches(0))
         self.warmup = math.ceil(self.steps * section.warmup_share)
         self.progress = Progress()
@@ -86,7 +94,8 @@ class Trainer:
         return self.progress
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
-        return self.model.batches(self.examples, self.section, epoch)
+        section = self.section.model_copy(update={"batch_size": self.keeping.batch_size})
+        return self.model.batches(self.examples, section, epoch)
 
     def _lost_patience(self) -> bool:
         patience, progress = self.section.patience, self.progress
@@ -98,8 +107,10 @@ class Trainer:
     def _epoch(self, stopped: Callable[[], bool]) -> None:
         progress, lines = self.progress, _Lines(self.steps, self.progress.step)
         self.model.train_mode()
-        for batch in self._batches(progress.epoch)[progress.batch :]:
-            loss = self._step(batch)
+        batches = self._batches(progress.epoch)
+        replayed = self.keeping.replayed(batches, progress.epoch)
+        for batch, original in list(zip(batches, replayed, strict=True))[progress.batch :]:
+            loss = self._step(batch, original)
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
             progress.loss_sum += loss * len(batch)
             rate = self.optimizer.param_groups[-1]["lr"]
@@ -114,14 +125,14 @@ class Trainer:
                 raise Preempted(f"stopped after step {progress.step} of {self.steps}; run it again to go on")
         self._end_epoch()
 
-    def _step(self, batch: np.ndarray) -> float:
+    def _step(self, batch: np.ndarray, original: np.ndarray) -> float:
         share = rate_share(self.progress.step, self.steps, self.warmup)
         for group in self.optimizer.param_groups:
             awake = thawed(group["depth"], self.top, self.progress.step, self.section.unfreeze_every)
             group["lr"] = group["peak"] * share if awake else 0.0
             for parameter in group["params"]:
                 parameter.requires_grad_(awake)
-        total = self._backward(batch)
+        total = self._backward(batch, original)
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(trained, self.section.max_grad_norm))
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -134,20 +145,29 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _backward(self, batch: np.ndarray) -> float:
-        """Add the batch's gradients, micro-batch by micro-batch; return its mean loss."""
-        weight = float(self.examples.weights[batch].sum())
-        if weight == 0:
-            return 0.0  # no token of the whole batch carries loss: nothing to learn from it
-        whole = (
-            [batch] if self.model.whole_batches else micro_batches(batch, self.examples.lengths, MICRO_TOKENS)
-        )
+    def _backward(self, batch: np.ndarray, original: np.ndarray) -> float:
+        """Add the gradients of a global batch, micro-batch by micro-batch; return the mean loss of its new rows."""
+        sets = [(self.examples, batch)]
+        if self.keeping.replay is not None and len(original):
+            sets.append((self.keeping.replay, original))
+        weight = sum(float(examples.weights[rows].sum()) for examples, rows in sets)
+        own = float(self.examples.weights[batch].sum())
         total = 0.0
-        for rows in whole:
-            loss = self.model.loss(self.examples, rows) / weight
-            loss.backward()
-            total += loss.item()
-        return total
+        for examples, rows in sets:
+            for part in self._parts(examples, rows) if weight else []:
+                loss = self.model.loss(examples, part)
+                if examples is self.examples:
+                    total += loss.item()
+                if self.keeping.teacher is not None:
+                    apart = self.model.distillation(self.keeping.teacher, examples, part)
+                    loss = loss + self.keeping.distill * apart
+                (loss / weight).backward()
+        if (penalty := self.keeping.penalty()) is not None:
+            penalty.backward()
+        return total / own if own else 0.0
+
+    def _parts(self, examples: Examples, rows: np.ndarray) -> list[np.ndarray]:
+        return [rows] if self.model.whole_batches else micro_batches(rows, examples.lengths, MICRO_TOKENS)
 
     def _end_epoch(self) -> None:
         progress = self.progress
