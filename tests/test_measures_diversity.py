@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 
+from tasks.measures import diversity
 from tasks.measures.diversity import (
     class_counts,
     class_entropy,
+    coverage,
     distinct_bigrams,
+    diversity_by_class,
     effective_diversity,
+    effective_sample_size,
     vendi,
 )
 
@@ -76,3 +80,74 @@ def test_class_entropy() -> None:
     assert class_entropy(class_counts([0, 1, 0, 1], 2)) == pytest.approx(1)
     assert class_entropy(class_counts([0, 0, 0], 2)) == 0
     assert 0 < class_entropy(class_counts([0] * 9 + [1], 3)) < 0.5
+
+
+def test_vendi_in_chunks_is_vendi_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = cloud(1_000, 4).astype(np.float32)
+    whole = vendi(rows)
+    monkeypatch.setattr(diversity, "_ROWS_A_CHUNK", 77)
+    assert vendi(rows) == pytest.approx(whole, rel=1e-9)
+
+
+def test_diversity_by_class_names_the_poor_class_and_leaves_out_small_ones() -> None:
+    vectors = np.concatenate([cloud(300, 1, 64), np.repeat(cloud(3, 2, 64), 100, axis=0), cloud(20, 3, 64)])
+    labels = np.repeat([0, 4, 7], [300, 300, 20])
+    found = diversity_by_class(vectors, labels, cloud(200, 0, 64), seed=1)
+    assert list(found) == [0, 4]
+    assert found[0].value == pytest.approx(1, abs=0.03)
+    assert found[4].value < 0.1
+
+
+def test_effective_sample_size_counts_copies_once() -> None:
+    assert effective_sample_size(np.arange(500)) == 500
+    assert effective_sample_size(np.arange(1_050) % 10) == pytest.approx(10)
+    assert effective_sample_size(np.array([0] * 500 + [*range(1, 501)])) == pytest.approx(1000**2 / 250_500)
+    assert effective_sample_size(np.zeros(0, dtype=np.int64)) == 0
+
+
+@pytest.mark.parametrize("rows", [150, 300, 5_000])
+def test_coverage_by_the_references_own_distribution_is_what_it_says(rows: int) -> None:
+    shares, expected = [], set()
+    for seed in range(40):
+        found = coverage(cloud(rows, seed, 4), cloud(300, 900 + seed, 4), seed=5)
+        shares.append(found.share.value)
+        expected.add(found.alike)
+    assert np.mean(shares) == pytest.approx(expected.pop(), abs=0.01)
+    assert not expected
+
+
+def test_coverage_is_the_same_for_few_and_many_rows_and_its_interval_covers() -> None:
+    truth = np.mean(
+        [
+            coverage(cloud(300, seed, 4) + 0.7, cloud(300, 500 + seed, 4), seed=5).share.value
+            for seed in range(200)
+        ]
+    )
+    assert 0.5 < truth < 0.95
+    inside = 0
+    for seed in range(60):
+        interval = coverage(cloud(2_000, seed, 4) + 0.7, cloud(300, 700 + seed, 4), seed=5).share.interval
+        assert interval is not None
+        inside += interval[0] <= truth <= interval[1]
+    assert inside >= 52
+
+
+def test_coverage_misses_what_the_rows_lack_and_names_it() -> None:
+    reference = np.concatenate([cloud(200, 1, 16), cloud(100, 2, 16) + 20])
+    found = coverage(cloud(5_000, 3, 16), reference, seed=5)
+    assert found.share.value == pytest.approx(2 / 3, abs=0.05)
+    assert found.missed[:200].mean() < 0.1
+    assert (found.missed[200:] == 1).all()
+
+
+def test_rows_of_ten_texts_cover_little_and_copies_cover_their_own() -> None:
+    reference = cloud(300, 1, 16)
+    assert coverage(np.repeat(reference[:10], 100, axis=0), reference, seed=5).share.value < 0.3
+    assert coverage(reference, reference, seed=5).share.value == 1
+    assert coverage(np.ones((40, 8)), np.ones((40, 8)), seed=5).share.value == 1
+
+
+@pytest.mark.parametrize(("rows", "reference"), [(0, 50), (10, 5), (10, 0)])
+def test_coverage_of_too_little_is_refused(rows: int, reference: int) -> None:
+    with pytest.raises(ValueError, match="at least 6 and 1 are needed"):
+        coverage(cloud(rows, 1), cloud(reference, 2), seed=5)
