@@ -189,7 +189,7 @@ def _suite_reason(
 def _judge_target(
     evaluated: reports.EvaluateReport, merged: reports.MergeReport, section: Decide, paths: Paths
 ) -> tuple[Verdict, str]:
-    if merged.alpha == 0:
+    if merged.kept_base:
         return "FAIL", _why_the_base_was_kept(merged)
     loss = _loss(_records(paths.records / "targets" / "test.parquet"), "base")
     test = next(target for target in evaluated.targets if target.name == "test")
@@ -264,7 +264,7 @@ def _loss(table: pd.DataFrame, against: str) -> PairedLoss:
 def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports.MergeReport) -> list[str]:
     """Return the recipe changes most likely to pass, the surest first."""
     advice = []
-    kept_base = merged.alpha == 0
+    kept_base = merged.kept_base
     nothing_gained = kept_base and any(
         outcome.within_budget for outcome in merged.outcomes if outcome.alpha > 0
     )
@@ -280,7 +280,7 @@ def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports
         advice.append(
             "Set finetune.epochs: 1, or freeze the early half of the layers with finetune.freeze_layers."
         )
-        if merged.alpha > 0:
+        if not merged.kept_base:
             advice.append("Add values between 0 and the chosen one to merge.alphas.")
     for suite in suites:
         if suite.verdict == "INCONCLUSIVE" and suite.examples_needed:
@@ -288,7 +288,7 @@ def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports
                 f"Give benchmark {suite.name} about {suite.examples_needed} report examples, or accept a margin of "
                 f"{math.ceil(suite.upper * 1000) / 1000:g} in budget.{suite.name}.margin if that loss is acceptable."
             )
-    if target == "INCONCLUSIVE" and merged.alpha > 0:
+    if target == "INCONCLUSIVE" and not merged.kept_base:
         advice.append(
             "Add labelled rows: the test split is too small, or the task too close to what the base knows."
         )

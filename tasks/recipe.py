@@ -448,6 +448,8 @@ class Merge(Section):
 
     alphas: list[Fraction] = Field(min_length=2)
     """Interpolation weights tried, 0 (base) and 1 (tuned) among them."""
+    paths: list[Literal["wise-ft", "lines"]] = Field(default=["wise-ft"], min_length=1)
+    """`wise-ft` mixes all weights alike; `lines` keeps more of the deep layers' tuning."""
 
     @model_validator(mode="after")
     def _ends_present(self) -> Merge:

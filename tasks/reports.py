@@ -210,6 +210,8 @@ class SuiteOutcome(Part):
 class AlphaOutcome(Part):
     """One interpolation: gain on validation, losses on the selection halves."""
 
+    path: str = "wise-ft"
+    """The way between base and tuned model."""
     alpha: float
     validation_score: float
     """The task's metric."""
@@ -238,6 +240,8 @@ class MergeReport(Report):
     """Of the validation scores."""
     alpha: float
     """The chosen weight: 0 is the base, 1 the tuned model."""
+    path: str = "wise-ft"
+    """On which way between them."""
     rescued: bool
     """α = 1 was over the budget and a smaller α is not."""
     outcomes: list[AlphaOutcome]
@@ -245,6 +249,11 @@ class MergeReport(Report):
     """What the tuned model (α = 1) lost most, from selection halves only: at most ten."""
     model: str
     """Fingerprint of the chosen model."""
+
+    @property
+    def kept_base(self) -> bool:
+        """Whether nothing of the tuning was kept."""
+        return self.alpha == 0 and self.path == "wise-ft"
 
 
 class Pin(Report):

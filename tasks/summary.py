@@ -373,25 +373,29 @@ def _suite(suite: SuiteVerdict) -> Row:
 
 
 def _choice(merge: MergeReport) -> str:
-    chosen = next((item for item in merge.outcomes if item.alpha == merge.alpha), None)
+    chosen = next(
+        (item for item in merge.outcomes if (item.path, item.alpha) == (merge.path, merge.alpha)), None
+    )
     gain = f", {change(merge.metric, chosen.gain)} on validation" if chosen else ""
+    way = f"α = {merge.alpha:g}" + (" with depth-scaled deltas (LiNeS)" if merge.path == "lines" else "")
     if merge.rescued:
         return (
-            f"The tuned model alone forgot too much. Mixed with the base at α = {merge.alpha:g}{gain}, "
+            f"The tuned model alone forgot too much. Mixed with the base at {way}{gain}, "
             "it gains the most that the forgetting budget allows."
         )
-    if merge.alpha == 0:
+    if merge.kept_base:
         if any(item.within_budget for item in merge.outcomes if item.alpha > 0):
             return "No mix within the forgetting budget did better on validation than the base, so the base was kept."
         return "No mix of base and tuned model stayed within the forgetting budget, so the base was kept."
-    return f"α = {merge.alpha:g}{gain}: the most gain that the forgetting budget allows."
+    return f"{way}{gain}: the most gain that the forgetting budget allows."
 
 
 def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
     merge = reports.merge
     if not merge or len(merge.outcomes) < 2:
         return ()
-    gain = [charts.Line("gain", [(item.alpha, item.gain) for item in merge.outcomes])]
+    outcomes = [item for item in merge.outcomes if item.path == "wise-ft"]
+    gain = [charts.Line("gain", [(item.alpha, item.gain) for item in outcomes])]
     pictures = [
         Picture(
             charts.line_chart(
@@ -399,7 +403,7 @@ def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
                 y_label=f"{_words(merge.metric)} gained",
                 x_label="α",
                 percent=merge.metric in SHARES,
-                mark=merge.alpha,
+                mark=merge.alpha if merge.path == "wise-ft" else None,
             ),
             "What the tuning gains on the validation split as its weight grows.",
         )
@@ -407,9 +411,9 @@ def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
     suites = reports.decision.suites if reports.decision else []
     margins = {suite.name: suite.margin for suite in suites if suite.margin}
     lines = [
-        charts.Line(name, [(item.alpha, _loss(item.suites, name) / margin) for item in merge.outcomes])
+        charts.Line(name, [(item.alpha, _loss(item.suites, name) / margin) for item in outcomes])
         for name, margin in margins.items()
-        if all(any(suite.name == name for suite in item.suites) for item in merge.outcomes)
+        if all(any(suite.name == name for suite in item.suites) for item in outcomes)
     ]
     if lines:
         chart = charts.line_chart(
@@ -417,7 +421,7 @@ def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
             y_label="loss, as a share of what is allowed",
             x_label="α",
             percent=True,
-            mark=merge.alpha,
+            mark=merge.alpha if merge.path == "wise-ft" else None,
             limit=1.0,
             limit_label="allowed",
         )

@@ -10,6 +10,7 @@ from tasks import merge as stage
 from tasks import reports
 from tasks.families import load_model
 from tasks.files import folder_fingerprint
+from tasks.forgetting import search
 from tasks.merge import merge
 from tasks.paths import Paths
 from tasks.recipe import load_recipe
@@ -39,11 +40,11 @@ def outcome(alpha: float, gain: float, allowed: bool = True) -> reports.AlphaOut
 
 def test_the_most_gain_within_the_budget_is_chosen() -> None:
     made = [outcome(0, 0), outcome(0.3, 0.05), outcome(0.6, 0.04), outcome(1, 0.2, allowed=False)]
-    assert stage._choose(made).alpha == 0.3
+    assert search.choose(made).alpha == 0.3
 
 
 def test_of_equal_gains_the_nearest_to_the_base() -> None:
-    assert stage._choose([outcome(0, 0), outcome(0.5, 0.1), outcome(1, 0.1)]).alpha == 0.5
+    assert search.choose([outcome(0, 0), outcome(0.5, 0.1), outcome(1, 0.1)]).alpha == 0.5
 
 
 def test_a_tuned_model_that_forgot_nothing_needs_no_search(project: Paths) -> None:
@@ -54,8 +55,8 @@ def test_a_tuned_model_that_forgot_nothing_needs_no_search(project: Paths) -> No
 
 
 def test_the_chosen_model_is_the_interpolation(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "_choose", lambda found: next(item for item in found if item.alpha == 0.5))
-    monkeypatch.setattr(stage._Search, "_leaves_room", lambda self, outcome: False)
+    monkeypatch.setattr(stage, "choose", lambda found: next(item for item in found if item.alpha == 0.5))
+    monkeypatch.setattr(search.Search, "_leaves_room", lambda self, outcome: False)
     report = run(project)
     assert report.alpha == 0.5
     assert report.rescued
@@ -75,11 +76,11 @@ def test_bisection_finds_the_largest_alpha_that_leaves_room(
 ) -> None:
     asked = []
 
-    def measure(self: stage._Search, alpha: float) -> reports.AlphaOutcome:
-        asked.append(alpha)
-        return outcome(alpha, alpha, allowed=alpha <= 0.5)
+    def measure(self: search.Search, point: search.Point) -> reports.AlphaOutcome:
+        asked.append(point[1])
+        return outcome(point[1], point[1], allowed=point[1] <= 0.5)
 
-    monkeypatch.setattr(stage._Search, "_measure", measure)
+    monkeypatch.setattr(search.Search, "_measure", measure)
     report = run(project)
     assert report.alpha == 0.5
     assert report.rescued
@@ -87,13 +88,39 @@ def test_bisection_finds_the_largest_alpha_that_leaves_room(
 
 
 def test_when_nothing_fits_the_base_is_the_answer(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage._Search, "_leaves_room", lambda self, outcome: False)
+    monkeypatch.setattr(search.Search, "_leaves_room", lambda self, outcome: False)
     report = run(project)
     assert report.alpha == 0.0
     assert not report.rescued
     assert report.outcomes[-1].blocked_by == ["articles"]
     start = load_file(project.tuned / "start_head.safetensors")
     assert np.array_equal(load_file(project.chosen / "head.safetensors")["weight"], start["weight"])
+
+
+def test_both_paths_are_searched_and_each_keeps_to_its_own_weights(
+    project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LiNeS at α = 0 keeps nothing of the embeddings' change, all of the head's, half of a block's in the middle."""
+    monkeypatch.setattr(search.Search, "_leaves_room", lambda self, outcome: False)
+    recipe = load_recipe(project.root / "recipes" / "tiny.yaml")
+    section = recipe.merge.model_copy(update={"alphas": ALPHAS, "paths": ["wise-ft", "lines"]})
+    made = {}
+    model = search.Search.model
+
+    def kept(self: search.Search, path: str, alpha: float) -> object:
+        made[(path, alpha)] = {
+            name: value.clone() for name, value in model(self, path, alpha).network.state_dict().items()
+        }
+        return model(self, path, alpha)
+
+    monkeypatch.setattr(search.Search, "model", kept)
+    merge(section, recipe.evaluate, recipe.budget, recipe.decide, paths=project)
+    start, tuned, ramp = made[("wise-ft", 0.0)], made[("wise-ft", 1.0)], made[("lines", 0.0)]
+    embeddings, head = "encoder.embeddings.word_embeddings.weight", "head.weight"
+    assert np.allclose(ramp[embeddings], start[embeddings], atol=1e-7)
+    assert np.allclose(ramp[head], tuned[head], atol=1e-7)
+    block = "encoder.encoder.layer.0.attention.self.query.weight"
+    assert np.allclose(ramp[block], start[block] + (tuned[block] - start[block]) / 3, atol=1e-7)
 
 
 def test_flips_are_the_worst_of_the_selection_half(project: Paths) -> None:

@@ -232,8 +232,8 @@ class Model(Embedder):
             self.network.train(training)
 
 
-def interpolate(start: Model, tuned: Model, alpha: float) -> Model:
-    """Return (1 - α)·start + α·tuned over all weights, head included.
+def interpolate(start: Model, tuned: Model, alpha: float, scales: Mapping[str, float] | None = None) -> Model:
+    """Return (1 - α)·start + α·tuned over all weights, head included; `scales` has an α of its own for some names.
 
     Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (WiSE-FT). Between a model and one whose
     low-rank adapters were merged in, α is the adapters' scale.
@@ -245,7 +245,8 @@ def interpolate(start: Model, tuned: Model, alpha: float) -> Model:
     with torch.no_grad():
         for name, value in merged.network.state_dict().items():
             if value.is_floating_point():
-                value.copy_(torch.lerp(before[name].float(), after[name].float(), alpha).to(value.dtype))
+                share = (scales or {}).get(name, alpha)
+                value.copy_(torch.lerp(before[name].float(), after[name].float(), share).to(value.dtype))
     return merged
 
 

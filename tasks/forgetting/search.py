@@ -1,0 +1,191 @@
+"""The rescue: search the way between base and tuned model for the most gain that the forgetting budget allows.
+
+| path | the model at α |
+|---|---|
+| `wise-ft` | every weight at (1 - α)·base + α·tuned (Wortsman et al. 2022) |
+| `lines` | a layer at depth d of D has α + (1 - α)·d/D of its change: deep layers keep theirs (Wang et al. 2025, LiNeS) |
+
+Both end in the tuned model at α = 1; `wise-ft` begins at the base. Losses rise with α as good as always, so on each path
+the largest α within the budget is found by bisection, and only where the tuned model itself is over it. An α is within
+the budget when it leaves room for the report half to confirm it: loss + (z_α + z_β)·SE ≤ margin, with the level and
+power of the release rule.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from tasks import reports
+from tasks.families.interface import Measured, Model, interpolate
+from tasks.forgetting.measure import Subject, compare, reference
+from tasks.forgetting.rule import errors_to_margin
+from tasks.forgetting.suites import Suite, read_suites
+from tasks.paths import Paths
+from tasks.recipe import Decide, Evaluate, Merge
+from tasks.recipe import Suite as Margin
+from tasks.training.layers import depths
+
+log = logging.getLogger(__name__)
+
+FLIPS = 10
+Point = tuple[str, float]
+"""A path and an α on it."""
+BASE, TUNED = ("wise-ft", 0.0), ("wise-ft", 1.0)
+
+
+def choose(outcomes: list[reports.AlphaOutcome]) -> reports.AlphaOutcome:
+    """Return the outcome with the greatest gain within the budget; of equals, the one nearest to the base."""
+    allowed = [outcome for outcome in outcomes if outcome.within_budget]
+    return max(allowed, key=lambda outcome: (outcome.gain, -outcome.alpha))
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where tuning started, and where it came to."""
+
+    start: Model
+    tuned: Model
+
+
+@dataclass
+class Search:
+    """A search over one tuned model, on the validation split and the selection halves."""
+
+    section: Merge
+    settings: Evaluate
+    budget: Mapping[str, Margin]
+    rule: Decide
+    paths: Paths
+    base: reports.Base
+    ends: Ends
+    tables: Mapping[str, pd.DataFrame]
+    _mixed: dict[Point, Model] = field(default_factory=dict)
+    """The mixture measured last, which often is the one that is kept."""
+
+    def outcomes(self) -> list[reports.AlphaOutcome]:
+        """Measure the ends, and between them what bisection needs; by path, in the order of α."""
+        found = {point: self._measure(point) for point in (BASE, TUNED)}
+        if not found[TUNED].within_budget:
+            for path in self.section.paths:
+                self._bisect(path, found)
+        return [found[point] for point in sorted(found, key=lambda point: (point[1] == 1, *point))]
+
+    def _bisect(self, path: str, found: dict[Point, reports.AlphaOutcome]) -> None:
+        alphas = self.section.alphas
+        low, high = 0, len(alphas) - 1
+        if path != "wise-ft":  # at 0 it is not the base
+            found[(path, 0.0)] = self._measure((path, 0.0))
+            if not found[(path, 0.0)].within_budget:
+                return
+        while high - low > 1:
+            middle = (low + high) // 2
+            point = (path, alphas[middle])
+            found[point] = self._measure(point)
+            low, high = (middle, high) if found[point].within_budget else (low, middle)
+
+    def model(self, path: str, alpha: float) -> Model:
+        """Return the model at a point, settled on the training rows."""
+        point = (path, alpha)
+        if alpha == 1:
+            return self.ends.tuned
+        if point == BASE:
+            return self.ends.start
+        if point not in self._mixed:
+            mixed = interpolate(self.ends.start, self.ends.tuned, alpha, self._scales(path, alpha))
+            mixed.settle(self.tables["train"])
+            self._mixed = {point: mixed}
+        return self._mixed[point]
+
+    def _scales(self, path: str, alpha: float) -> dict[str, float]:
+        if path == "wise-ft":
+            return {}
+        depth = depths(self.ends.tuned.network)
+        top = max(depth.values())
+        return {name: alpha + (1 - alpha) * place / top for name, place in depth.items()}
+
+    @property
+    def metric(self) -> str:
+        """The task's metric."""
+        return self.ends.tuned.metric
+
+    def flips(self) -> list[reports.Flip]:
+        """Return the selection examples that the tuned model lost most."""
+        found = []
+        for suite in self._suites:
+            before, after = self._reference.outcomes(suite), self._tuned_subject.outcomes(suite)
+            for row in np.flatnonzero(before > after):
+                found.append(
+                    reports.Flip(
+                        suite=suite.name,
+                        id=str(suite.examples["id"].iloc[row]),
+                        extract=suite.extract(int(row)),
+                        base=float(before[row]),
+                        candidate=float(after[row]),
+                    )
+                )
+        return sorted(found, key=lambda flip: (flip.candidate - flip.base, flip.suite, flip.id))[:FLIPS]
+
+    def _measure(self, point: Point) -> reports.AlphaOutcome:
+        path, alpha = point
+        model = self.model(path, alpha)
+        score = (self._start_measured if point == BASE else model.measure(self.tables["validation"])).score
+        subject = self._subject(point, model)
+        # What informs does not steer: it is measured where people look, at the two ends.
+        suites = [suite for suite in self._suites if point in (BASE, TUNED) or self.budget[suite.name].margin]
+        outcomes = [compare(suite, self._reference, subject) for suite in suites]
+        blocked = [outcome.name for outcome in outcomes if point != BASE and not self._leaves_room(outcome)]
+        log.info(
+            "%s α = %g: validation %s %.4f; %s%s",
+            path,
+            alpha,
+            self.metric,
+            score,
+            ", ".join(f"{outcome.name} {outcome.base:.4f} → {outcome.candidate:.4f}" for outcome in outcomes),
+            f"; over the budget: {', '.join(blocked)}" if blocked else "",
+        )
+        return reports.AlphaOutcome(
+            path=path,
+            alpha=alpha,
+            validation_score=score,
+            gain=score - self._start_measured.score,
+            suites=outcomes,
+            within_budget=not blocked,
+            blocked_by=blocked,
+        )
+
+    def _leaves_room(self, outcome: reports.SuiteOutcome) -> bool:
+        margin = self.budget[outcome.name].margin
+        if margin is None:
+            return True
+        room = errors_to_margin(self.rule.confidence, self.rule.power)
+        return outcome.loss + room * outcome.standard_error <= margin
+
+    def _subject(self, point: Point, model: Model) -> Subject:
+        if point == TUNED:
+            return self._tuned_subject
+        if point == BASE and self.base.first_base.fingerprint == self.base.fingerprint:
+            return self._reference
+        return Subject(model, self.settings)
+
+    @functools.cached_property
+    def _tuned_subject(self) -> Subject:
+        return Subject(self.ends.tuned, self.settings)
+
+    @functools.cached_property
+    def _reference(self) -> Subject:
+        """The first base of the lineage: forgetting is measured from there, not from the release before."""
+        return reference(self.base, self.ends.tuned.task, self.ends.start, self.settings, self.paths.root)
+
+    @functools.cached_property
+    def _suites(self) -> list[Suite]:
+        return read_suites(self.paths.selection, list(self.budget))
+
+    @functools.cached_property
+    def _start_measured(self) -> Measured:
+        return self.ends.start.measure(self.tables["validation"])
