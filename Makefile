@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := pipeline,s3,gguf,peft,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-margins bench-tax vision-bases
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-margins bench-tax bench-gates bench-check vision-bases
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,12 @@ bench-margins: .venv/.demo  ## Which margins the demo's benchmarks carry, from t
 
 bench-tax: .venv/.demo  ## What orchestration costs, as a share of the stages' own time
 	$(BIN)/python -m tests.bench.bench_tax
+
+bench-gates: .venv/.installed  ## The data gates: false alarms, power, planted and natural defects found
+	$(BIN)/python -m tests.bench.bench_gates
+
+bench-check: .venv/.installed  ## What the measures cost at a million rows: time and peak memory
+	$(BIN)/python -m tests.bench.bench_check
 
 vision-bases: .venv/.installed  ## Pretrain a small ResNet and a small ViT on CIFAR-10 images in $$RETAIN_DATA, for medical-imaging
 	@test -d "$(RETAIN_DATA)/cifar10_small" || \
