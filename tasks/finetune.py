@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +19,6 @@ import yaml
 
 from tasks import reports
 from tasks.device import hold_device
-from tasks.errors import ConfigError
 from tasks.families import family
 from tasks.families.interface import Model
 from tasks.files import write_text
@@ -30,13 +28,10 @@ from tasks.paths import Paths, store
 from tasks.recipe import REPLAY, Finetune
 from tasks.sources import base_folder
 from tasks.splits import read_splits
-from tasks.training.adapters import add_adapters, merge_adapters
-from tasks.training.loop import Progress, Trainer
+from tasks.training.run import Trained, refuse_high_rate, train_model
 
 log = logging.getLogger(__name__)
 
-TOO_HIGH = 10
-"""Times the usual rate that a recipe may ask for without saying so."""
 HISTORY = ["step", "epoch", "loss", "learning_rate", "validation_loss", "validation_score"]
 
 
@@ -61,78 +56,12 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
         model = kind.begin(base_folder(base, paths.root), section, schema.labels, train, validation, device)
         log.info("%s: validation %s %.4f", model.start_means, model.metric, model.start_score)
         scratch = store() / "checkpoints" / _inputs_hash(section, base, schema)
-        trained = _train(model, section, train, validation, scratch, tables.get(REPLAY))
+        trained = train_model(model, section, train, validation, scratch, tables.get(REPLAY))
     model.save(paths.tuned)
     history = pd.DataFrame(trained.progress.history, columns=HISTORY)
     write_text(paths.history, history.to_csv(index=False, float_format="%.6g"))
     reports.write_report(paths.finetune, _report(section, model, trained))
     shutil.rmtree(scratch, ignore_errors=True)
-
-
-def refuse_high_rate(section: Finetune, kind: type[Model]) -> None:
-    """Return when the rate is one that fine-tuning survives.
-
-    Raises:
-        ConfigError: it is more than ten times the usual one of this task and method, and not forced.
-    """
-    usual = kind.usual_rates[section.method]
-    if (
-        section.method != "probe"
-        and section.learning_rate > TOO_HIGH * usual
-        and not section.force_learning_rate
-    ):
-        raise ConfigError(
-            f"finetune.learning_rate is {section.learning_rate:g}: more than ten times the {usual:g} that `method: "
-            f"{section.method}` wants for {kind.task}, and the surest way to forget. Lower it, or set "
-            "force_learning_rate: true."
-        )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How training went."""
-
-    progress: Progress
-    truncated: int
-    """Training rows that are longer than what is read of them."""
-    parameters: int
-    """Numbers that trained."""
-
-
-def _train(
-    model: Model,
-    section: Finetune,
-    train: pd.DataFrame,
-    validation: pd.DataFrame,
-    scratch: Path,
-    original: pd.DataFrame | None = None,
-) -> Trained:
-    if section.method == "probe":
-        return _probe(model, train, validation)
-    if section.lora is not None:
-        add_adapters(model.backbone, **section.lora.model_dump(), seed=section.seed)
-    trainer = Trainer(model, section, train, validation, scratch, original)
-    truncated = trainer.examples.truncated
-    if truncated:
-        log.warning("%d of %d training rows are cut at %s tokens", truncated, len(train), section.max_length)
-    groups = trainer.optimizer.param_groups
-    parameters = sum(parameter.numel() for group in groups for parameter in group["params"])
-    progress = trainer.fit()
-    if section.lora is not None:
-        merge_adapters(model.backbone)
-        model.settle(train)
-    return Trained(progress, truncated, parameters)
-
-
-def _probe(model: Model, train: pd.DataFrame, validation: pd.DataFrame) -> Trained:
-    at_home, measured = model.measure(train), model.measure(validation)
-    row: dict[str, float | int | None] = {"step": 0, "epoch": 0, "loss": at_home.loss, "learning_rate": 0.0}
-    row |= {"validation_loss": measured.loss, "validation_score": measured.score}
-    progress = Progress(
-        train_loss=at_home.loss, best_loss=measured.loss, best_score=measured.score, history=[row]
-    )
-    head = sum(parameter.numel() for parameter in model.network.get_submodule("head").parameters())
-    return Trained(progress, model.examples(train).truncated, head)
 
 
 def _inputs_hash(section: Finetune, base: reports.Base, schema: reports.SplitSchema) -> str:

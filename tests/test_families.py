@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from tasks import finetune
 from tasks.families import family, load_model
 from tasks.families.interface import Model, interpolate
 from tasks.models import weights_fingerprint
 from tasks.recipe import Finetune
 from tasks.training.loop import Trainer
+from tasks.training.run import train_model
 from tests.architectures import make_base
 
 SECTION = {
@@ -137,9 +137,7 @@ def test_every_family_trains_saves_mixes_and_measures(case: str, bases: Path, tm
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     untrained = model.measure(rows(kind, 48)).loss
     original = rows(kind, 10, 3) if section.replay_share else None
-    trained = finetune._train(
-        model, section, rows(kind, 48), rows(kind, 16, 1), tmp_path / "scratch", original
-    )
+    trained = train_model(model, section, rows(kind, 48), rows(kind, 16, 1), tmp_path / "scratch", original)
     assert trained.progress.step == (16 if section.replay_share else 12), "six new rows of eight, with replay"
     after = model.network.state_dict()
     assert before.keys() == after.keys()

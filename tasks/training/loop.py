@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.errors import Preempted, StageError
-from tasks.families.interface import Examples, Model
+from tasks.families.interface import Examples, Measured, Model
 from tasks.recipe import Finetune
 from tasks.training.adapters import load_state_beside_base, state_beside_base
 from tasks.training.batches import micro_batches
@@ -49,6 +49,10 @@ class Progress:
     history: list[dict[str, float | int | None]] = field(default_factory=list)
 
 
+Watch = Callable[[Progress, Measured], None]
+"""Told after every epoch how it went."""
+
+
 class Trainer:
     """Train a model's network; what `fit` leaves in it is the epoch with the least validation loss."""
 
@@ -60,8 +64,9 @@ class Trainer:
         validation: pd.DataFrame,
         scratch: Path,
         original: pd.DataFrame | None = None,
+        watch: Watch | None = None,
     ):
-        self.model, self.section, self.scratch = model, section, scratch
+        self.model, self.section, self.scratch, self.watch = model, section, scratch, watch
         self.train, self.validation = train, validation
         self.examples = model.examples(train)
         self.network = model.network
@@ -192,6 +197,8 @@ class Trainer:
             progress.best_loss, progress.best_score = measured.loss, measured.score
             progress.best_epoch = progress.epoch
             self.best = copy.deepcopy(state_beside_base(self.network))
+        if self.watch is not None:
+            self.watch(progress, measured)
 
     def _state(self) -> dict[str, Any]:
         generators = [torch.get_rng_state()]
