@@ -5,6 +5,7 @@ Exit status: 0 released or nothing to do, 1 an error the user can act on, 2 usag
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import typer
 
 from flows import release_commands
 from flows.console import duration, find_root, parse_settings, say, say_json, say_markdown, say_table
-from tasks.errors import ConfigError, PipelineError
+from tasks.errors import ConfigError, PipelineError, Refused
 from tasks.files import disk_full
 
 if TYPE_CHECKING:
@@ -230,6 +231,41 @@ def _came_of_it(result: FlowResult) -> Iterator[str]:
         yield f"Kept as the experiment {result.experiment}: dvc exp apply {result.experiment} brings it here."
     if result.workspace:
         yield f"Its workspace is left at {result.workspace}; retain clean removes it."
+
+
+@app.command()
+def tune(
+    recipe: RecipeName,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trainings in all; else as the recipe says.")
+    ] = None,
+    then_run: Annotated[
+        bool, typer.Option("--run/--no-run", help="Run the pipeline with what the best trial had.")
+    ] = True,
+) -> None:
+    """Search for the best model that forgets at most what the budget allows; the winner becomes a run."""
+    root = _enter_root()
+    from flows.tune import search
+
+    found = search(root, recipe, trials, say)
+    say_table(
+        ("trial", "gain", "α", "as tuned", "worst loss", "what"), [_trial_row(trial) for trial in found]
+    )
+    best = found[0] if found else None
+    if best is None or best["gain"] is None or best["gain"] <= 0:
+        raise Refused(f"No trial of {recipe} gained anything within the forgetting budget.")
+    if then_run:
+        run(recipe, [f"{field}={json.dumps(value)}" for field, value in best["changes"].items()])
+
+
+def _trial_row(trial: dict[str, Any]) -> tuple[str, ...]:
+    changed = {field.removeprefix("finetune."): value for field, value in trial["changes"].items() if value}
+    what = ", ".join(f"{name} {value}" for name, value in changed.items())
+    if trial["gain"] is None:
+        return (str(trial["number"]), trial["state"], "", "", "", what)
+    worst = max(trial["losses"].values(), default=0.0)
+    figures = (f"{trial['gain']:+.4f}", f"{trial['alpha']:g}", f"{trial['tuned_gain']:+.4f}", f"{worst:+.4f}")
+    return (str(trial["number"]), *figures, what)
 
 
 @app.command()

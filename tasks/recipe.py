@@ -495,6 +495,29 @@ class Register(Section):
     """Move the alias `champion` to a release that passes."""
 
 
+class Tune(Section):
+    """What `retain tune` searches: the best model that forgets at most what `budget` allows."""
+
+    trials: int = Field(ge=1)
+    """Trainings, pruned ones included."""
+    seed: int
+    """Seeds the sampler."""
+    learning_rates: tuple[Positive, Positive] | None = None
+    """Least and greatest rate, as multiples of what task and method usually want; a tenth to five times when absent."""
+    methods: list[Method] = Field(default_factory=list)
+    """Methods tried; those of the task that need no further setting when empty."""
+    epochs: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """Passes tried; those of `finetune` when empty."""
+    freeze_layers: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.0])
+    """Shares of the blocks that stay as they are."""
+    l2_sp: list[Annotated[float, Field(ge=0)]] = Field(default=[0.0])
+    """Strengths of the pull back to the base."""
+    replay_share: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.0])
+    """Shares of replayed rows; above 0 they need `data.replay`."""
+    lora_ranks: list[Annotated[int, Field(ge=1)]] = Field(default=[8])
+    """Ranks tried with `method: lora`."""
+
+
 class Recipe(Section):
     """One fine-tune, whole."""
 
@@ -524,6 +547,8 @@ class Recipe(Section):
     """When it may ship."""
     register_: Register = Field(alias="register")
     """Where it goes."""
+    tune: Tune | None = None
+    """What `retain tune` searches."""
     profiles: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     """Named sets of changes, `{field: value}`, for `retain run --profile`: a smoke test, another loss."""
 

@@ -1,0 +1,322 @@
+"""tune: search for the best model that forgets at most what the budget allows.
+
+Trials train in this process, on the splits that the gate has cleared, and are judged as `merge` judges: by the gain on
+validation of the best mixture that stays within the budget on the *selection* halves. The report halves and the test
+split are never looked at, so the winner still has to pass as any other run. Optuna (Akiba et al. 2019) samples and
+prunes; its journal lies in the recipe's scratch folder, so a search that was stopped goes on where it stood. Alone, once
+`gate` has run: `python -m tasks.tune <recipe> [trials]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tasks import reports
+from tasks.device import hold_device
+from tasks.errors import ConfigError, PipelineError, Preempted
+from tasks.families import family
+from tasks.families.interface import Measured, Model
+from tasks.files import write_text
+from tasks.forgetting.search import Ends, Search, choose
+from tasks.models import pick_device
+from tasks.passport import verify_passport
+from tasks.paths import Paths
+from tasks.recipe import REPLAY, Finetune, Lora, Recipe, Tune, load_recipe, recipe_path
+from tasks.sources import base_folder
+from tasks.splits import read_splits
+from tasks.training.loop import Progress
+from tasks.training.run import train_model
+
+log = logging.getLogger(__name__)
+
+USUAL_RANGE = (0.1, 5.0)
+SEARCHED = ("full", "lp-ft", "norms", "biases")
+"""Methods that need no further setting."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training and the best that is within the budget between its base and it."""
+
+    number: int
+    changes: Mapping[str, Any]
+    """Fields of the recipe, as `retain run --set` takes them."""
+    state: str
+    """`complete`, `pruned`, or `failed`, which is the reason."""
+    gain: float | None = None
+    """On validation, of the chosen mixture, over where tuning started."""
+    alpha: float | None = None
+    path: str | None = None
+    tuned_gain: float | None = None
+    """Of the tuned model as it is, whatever it forgot."""
+    losses: Mapping[str, float] | None = None
+    """What the tuned model lost, by suite, on the selection halves."""
+    seconds: float = 0.0
+
+
+def tune(
+    recipe: Recipe, *, paths: Paths, trials: int | None = None, tell: Callable[[Trial], None] | None = None
+) -> list[Trial]:
+    """Run what is left of the recipe's trials and return all of them, the best first.
+
+    Raises:
+        ConfigError: the recipe has no section `tune`, or its values make no valid section `finetune`.
+        StageError: the data has not been cleared, or a split, model or benchmark cannot be read.
+    """
+    import optuna
+
+    section = recipe.tune
+    if section is None:
+        raise ConfigError(
+            "The recipe has no section `tune`: say there how many trials, and what they may change."
+        )
+    verify_passport(paths)
+    device = pick_device()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with hold_device(device):
+        torch.use_deterministic_algorithms(device == "cpu")
+        attempt = _Attempt(recipe, paths, device)
+        study = _study(section, recipe, paths, attempt.schema)
+        left = (trials or section.trials) - len(_finished(study))
+        if left > 0:
+            study.optimize(
+                lambda trial: attempt.run(trial, section),
+                n_trials=left,
+                callbacks=[lambda study, trial: tell(_as_trial(trial))] if tell else None,
+            )
+    return ranked([_as_trial(trial) for trial in _finished(study)])
+
+
+def ranked(trials: list[Trial]) -> list[Trial]:
+    """Sort trials: the greatest gain within the budget first, what did not end last."""
+    return sorted(trials, key=lambda trial: (trial.gain is None, -(trial.gain or 0.0), trial.number))
+
+
+def sample(trial: Any, section: Tune, recipe: Recipe) -> dict[str, Any]:
+    """Return a trial's changes to the section `finetune`, by field."""
+    kind = family(recipe.task)
+    methods: list[str] = [*section.methods] or [method for method in SEARCHED if method in kind.usual_rates]
+    method = trial.suggest_categorical("method", methods)
+    low, high = section.learning_rates or USUAL_RANGE
+    multiple = trial.suggest_float("rate_multiple", low, high, log=True)
+    changes: dict[str, Any] = {
+        "method": method,
+        "learning_rate": float(f"{kind.usual_rates[method] * multiple:.3g}"),
+        "epochs": trial.suggest_categorical("epochs", section.epochs or [recipe.finetune.epochs]),
+        "l2_sp": trial.suggest_categorical("l2_sp", section.l2_sp) if method != "lora" else 0.0,
+        "replay_share": trial.suggest_categorical("replay_share", section.replay_share),
+        "freeze_layers": _frozen(trial.suggest_categorical("freeze_layers", section.freeze_layers)),
+        "lora": None,
+    }
+    if method == "lora":
+        rank = trial.suggest_categorical("lora_rank", section.lora_ranks)
+        changes["lora"] = Lora(rank=rank, alpha=2.0 * rank).model_dump(mode="json")
+    return changes
+
+
+def _frozen(share: float) -> float | int:
+    return share or 0
+
+
+@dataclass
+class _Attempt:
+    """What every trial shares: data, base, device."""
+
+    recipe: Recipe
+    paths: Paths
+    device: str
+
+    def __post_init__(self) -> None:
+        self.schema, self.tables = read_splits(self.paths)
+        self.base = reports.read_report(self.paths.base, reports.Base)
+        self.folder = base_folder(self.base, self.paths.root)
+        self.kind = family(self.schema.task)
+
+    def run(self, trial: Any, section: Tune) -> float:
+        """Train once, search the way back to the base, and return the gain within the budget."""
+        import optuna
+
+        changes = sample(trial, section, self.recipe)
+        trial.set_user_attr("changes", {f"finetune.{name}": value for name, value in changes.items()})
+        started = time.monotonic()
+        try:
+            return self._gain(trial, self._section(changes))
+        except (optuna.TrialPruned, Preempted):
+            raise
+        except (
+            PipelineError
+        ) as error:  # a loss that is not finite, say: this trial failed, the search goes on
+            trial.set_user_attr("failure", error.message)
+            raise optuna.TrialPruned from error
+        finally:
+            trial.set_user_attr("seconds", round(time.monotonic() - started, 1))
+
+    def _section(self, changes: Mapping[str, Any]) -> Finetune:
+        try:
+            return Finetune.model_validate(self.recipe.finetune.model_dump(mode="json") | dict(changes))
+        except ValueError as error:
+            raise ConfigError(f"the section `tune` makes no valid section `finetune`: {error}") from None
+
+    def _gain(self, trial: Any, section: Finetune) -> float:
+        scratch = Path(tempfile.mkdtemp(dir=_folder(self.paths), prefix=".trial."))
+        try:
+            torch.manual_seed(section.seed)
+            train, validation = self.tables["train"], self.tables["validation"]
+            model = self.kind.begin(self.folder, section, self.schema.labels, train, validation, self.device)
+            original = self.tables.get(REPLAY)
+            watch = _pruner(trial, model.start_score)
+            train_model(model, section, train, validation, scratch / "checkpoints", original, watch)
+            return self._judge(trial, model, scratch / "tuned")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _judge(self, trial: Any, model: Model, tuned: Path) -> float:
+        model.save(tuned)
+        precision = self.recipe.evaluate.precision
+        ends = Ends(
+            self.kind.load_start(self.folder, tuned, self.device, precision),
+            self.kind.load(tuned, self.device, precision),
+        )
+        recipe = self.recipe
+        search = Search(
+            recipe.merge,
+            recipe.evaluate,
+            recipe.budget,
+            recipe.decide,
+            self.paths,
+            self.base,
+            ends,
+            self.tables,
+        )
+        outcomes = search.outcomes()
+        chosen = choose(outcomes)
+        whole = next(outcome for outcome in outcomes if outcome.alpha == 1)
+        trial.set_user_attr("alpha", chosen.alpha)
+        trial.set_user_attr("path", chosen.path)
+        trial.set_user_attr("tuned_gain", whole.gain)
+        trial.set_user_attr("losses", {suite.name: suite.loss for suite in whole.suites})
+        return chosen.gain
+
+
+def _pruner(trial: Any, start: float) -> Callable[[Progress, Measured], None]:
+    """Report the gain after every epoch; a trial that lags behind half of the others ends there."""
+    import optuna
+
+    def watch(progress: Progress, measured: Measured) -> None:
+        trial.report(measured.score - start, progress.epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    return watch
+
+
+def _study(section: Tune, recipe: Recipe, paths: Paths, schema: reports.SplitSchema) -> Any:
+    """Open the journal of this very search: other data, base, budget or code begin another one."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(_folder(paths) / "journal.log")))
+    versions = yaml.safe_load(Path(__file__).with_name("versions.yaml").read_text(encoding="utf-8"))
+    whole = recipe.model_dump(mode="json", exclude={"profiles", "register_", "gate", "check", "validate_"})
+    whole["tune"].pop("trials")
+    inputs = [whole, schema.fingerprint, versions["finetune"], versions["merge"]]
+    name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        load_if_exists=True,
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
+    )
+    # A search that goes on must not draw again what it drew before.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=section.seed + len(study.trials), n_startup_trials=max(section.trials // 3, 1)
+    )
+    return study
+
+
+def _folder(paths: Paths) -> Path:
+    folder = paths.scratch / "tune"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _finished(study: Any) -> list[Any]:
+    import optuna
+
+    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    return [trial for trial in study.trials if trial.state in done]
+
+
+def _as_trial(trial: Any) -> Trial:
+    said = trial.user_attrs
+    state = f"failed: {said['failure']}" if "failure" in said else trial.state.name.lower()
+    return Trial(
+        number=trial.number,
+        changes=said.get("changes", {}),
+        state=state,
+        gain=trial.value,
+        alpha=said.get("alpha"),
+        path=said.get("path"),
+        tuned_gain=said.get("tuned_gain"),
+        losses=said.get("losses"),
+        seconds=said.get("seconds", 0.0),
+    )
+
+
+def trials_file(paths: Paths) -> Path:
+    """Return where the command line finds what came of a search."""
+    return paths.scratch / "tune" / "trials.json"
+
+
+def _say(trial: Trial) -> None:
+    if trial.gain is None:
+        log.info("trial %d: %s", trial.number, trial.state)
+        return
+    log.info(
+        "trial %d: gain %+.4f within the budget (%s α = %g); %+.4f as tuned; %s",
+        trial.number,
+        trial.gain,
+        trial.path,
+        trial.alpha,
+        trial.tuned_gain,
+        ", ".join(
+            f"{name.removeprefix('finetune.')} {value}" for name, value in trial.changes.items() if value
+        ),
+    )
+
+
+def main() -> int:
+    """Run from the command line, in the repository of the working folder."""
+    words = sys.argv[1:]
+    if not 1 <= len(words) <= 2 or (len(words) == 2 and not words[1].isdigit()):
+        print("usage: python -m tasks.tune RECIPE [TRIALS]", file=sys.stderr)
+        return 2
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    paths = Paths(Path.cwd(), words[0])
+    try:
+        recipe = load_recipe(recipe_path(paths.root, words[0]))
+        found = tune(recipe, paths=paths, trials=int(words[1]) if len(words) == 2 else None, tell=_say)
+    except PipelineError as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return error.exit_code
+    write_text(trials_file(paths), json.dumps([asdict(trial) for trial in found], indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
