@@ -2,10 +2,10 @@
 SHELL := /bin/sh
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-EXTRAS := pipeline,s3,gguf,peft,dev
+EXTRAS := pipeline,s3,gguf,peft,tune,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-margins bench-tax bench-gates bench-check vision-bases
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-margins bench-tax bench-forgetting bench-gates bench-check vision-bases
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ bench-margins: .venv/.demo  ## Which margins the demo's benchmarks carry, from t
 
 bench-tax: .venv/.demo  ## What orchestration costs, as a share of the stages' own time
 	$(BIN)/python -m tests.bench.bench_tax
+
+bench-forgetting: .venv/.demo  ## Gain and forgetting, every method by itself and ours at equal compute; draws the front
+	$(BIN)/python -m tests.bench.bench_forgetting
 
 bench-gates: .venv/.installed  ## The data gates: false alarms, power, planted and natural defects found
 	$(BIN)/python -m tests.bench.bench_gates
