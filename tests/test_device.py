@@ -12,7 +12,12 @@ import pytest
 from tasks.device import hold_device, hold_devices
 from tests.project import CHECKOUT
 
-HOLD = "import time\nfrom tasks.device import hold_devices\nwith hold_devices({devices}):\n    print('held', flush=True)\n"
+HOLD = """\
+import time
+from tasks.device import hold_devices
+with hold_devices({devices}):
+    print('held', flush=True)
+"""
 
 
 def start(store: Path, body: str, *devices: str, **environment: str) -> subprocess.Popen[str]:
