@@ -14,14 +14,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.embeddings import Encoder, embed, vectors_folder
 from tasks.errors import DataError
-from tasks.measures import diversity, duplicates, harm, labels, mismatch
+from tasks.measures import diversity, duplicates, harm, labels, mismatch, tokens
 from tasks.measures.reference import REFERENCE_TEXTS
 from tasks.paths import Paths
 from tasks.recipe import SPLITS, Check
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 SMALLEST_SAMPLE = 30
 SMALLEST_GROUPS = 10
 WORST = 5
+TOKENIZED_ROWS = 20_000
+"""Rows whose tokens are counted at most: a stratified sample beyond."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Sample:
         return self.rows["label"].to_numpy(dtype=np.int64)
 
 
-def check(section: Check, *, paths: Paths) -> None:
+def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
     """Take every measure and write `check.json`.
 
     Raises: DataError: the training split is empty, a label is none of the declared ones, or an embedding is
@@ -73,7 +75,7 @@ def check(section: Check, *, paths: Paths) -> None:
     if schema.labels:
         measures += [_conflicts(tables, schema.labels), *_balance(tables["train"], schema.labels)]
     if "image" not in tables["train"]:
-        measures.append(_wording(tables["train"]))
+        measures += [_wording(tables["train"]), *_tokens(tables["train"], schema, section, max_length, paths)]
     samples, reference = _embedded(section, schema, paths, tables)
     train, targets = samples[0], samples[1:]
     measures += _diversity(train, reference, section.seed)
@@ -260,6 +262,82 @@ def _wording(train: pd.DataFrame) -> Measure:
     )
 
 
+def _tokens(
+    train: pd.DataFrame, schema: SplitSchema, section: Check, max_length: int | None, paths: Paths
+) -> list[Measure]:
+    """Audit what the model will read of the training rows, on a sample of them where there are very many."""
+    rows = _sampled(train, TOKENIZED_ROWS, section.seed)
+    tokenizer = _tokenizer(read_report(paths.base, Base), paths)
+    length = max_length or tokenizer.model_max_length
+    found = tokens.audit(rows, tokenizer, schema.task, length)
+    of = f"{len(rows)} training rows"
+    measures = [
+        Measure(
+            name="truncated_share",
+            value=float(found.cut.mean()),
+            meaning=f"Share of {of} that are longer than the {length} tokens that are read of them.",
+            remedy="Raise finetune.max_length, or read long texts in windows (finetune.window_overlap).",
+            worst=_worst_rows(rows, found.tokens, found.cut, "tokens"),
+        ),
+        Measure(
+            name="unknown_token_share",
+            value=float(found.unknown.sum() / max(found.tokens.sum(), 1)),
+            meaning=f"Share of the tokens of {of} that the base's tokenizer does not know.",
+            remedy="Take a base whose tokenizer knows this language and its signs.",
+            worst=_worst_rows(rows, found.unknown, found.unknown > 0, "unknown"),
+        ),
+        Measure(
+            name="tokens_per_word",
+            value=round(float(found.tokens.sum() / max(found.words.sum(), 1)), 4),
+            meaning=f"Fertility: tokens a word in {of}. Plain English has 1.2 to 1.5; much more says that the tokenizer "
+            "was made for other texts.",
+            remedy="Take a base whose tokenizer was made for texts like these.",
+        ),
+    ]
+    return measures + (_supervision(rows, found, tokenizer, length) if schema.task == "causal-lm" else [])
+
+
+def _supervision(rows: pd.DataFrame, found: tokens.Audit, tokenizer: Any, length: int) -> list[Measure]:
+    contents = (rows["messages"] if "messages" in rows else rows["text"]).tolist()
+    silent = found.supervised == 0
+    shown = [*np.flatnonzero(silent)[:WORST].tolist(), *range(min(3, len(rows)))]
+    views = [
+        f"{_name(rows, row)}: {tokens.coloured(contents[row], tokenizer, 'causal-lm', length)}"
+        for row in shown
+    ]
+    return [
+        Measure(
+            name="unsupervised_share",
+            value=float(silent.mean()),
+            meaning="Share of training rows of which no token that is read carries loss: nothing is learned from them. "
+            "Shown is what the model reads; what carries loss stands between ⟦ and ⟧.",
+            remedy="Raise finetune.max_length, shorten what comes before the assistant's first turn, or remove the rows.",
+            worst=views,
+        ),
+        Measure(
+            name="unended_turn_share",
+            value=float((~found.ends).mean()),
+            meaning="Share of training rows in which a turn of the assistant does not end with an end-of-turn token that "
+            "carries loss: a model that learns from them does not learn to stop.",
+            remedy="Put the end-of-turn token into the chat template's assistant turns.",
+            worst=_worst_rows(rows, found.tokens, ~found.ends, "tokens"),
+        ),
+        Measure(
+            name="doubled_start_share",
+            value=float(found.doubled.mean()),
+            meaning="Share of training rows that begin with two beginning-of-text tokens.",
+            remedy="Take the token out of the chat template, or stop the tokenizer from adding it.",
+        ),
+    ]
+
+
+def _worst_rows(
+    rows: pd.DataFrame, counts: NDArray[np.int64], bad: NDArray[np.bool_], unit: str
+) -> list[str]:
+    order = [row for row in np.argsort(-counts, kind="stable").tolist() if bad[row]]
+    return [f"{_name(rows, row)} ({counts[row]} {unit}): {_extract(rows, row)}" for row in order[:WORST]]
+
+
 # --- embeddings: a sample ------------------------------------------------------------------------------
 
 
@@ -294,6 +372,13 @@ def _encoder(base: Base, schema: SplitSchema, paths: Paths) -> Encoder:
     from tasks.sources import base_folder
 
     return family(schema.task).load_base(base_folder(base, paths.root))
+
+
+def _tokenizer(base: Base, paths: Paths) -> Any:
+    from tasks.models import load_tokenizer
+    from tasks.sources import base_folder
+
+    return load_tokenizer(base_folder(base, paths.root))
 
 
 def _sampled(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:

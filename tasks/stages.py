@@ -8,7 +8,7 @@ from __future__ import annotations
 STAGES: dict[str, tuple[str, ...]] = {
     "prepare": ("task", "base", "data", "benchmarks"),
     "validate": ("validate",),
-    "check": ("check",),
+    "check": ("check", "finetune.max_length"),
     "gate": ("gate", "budget", "decide"),
     "finetune": ("finetune",),
     "merge": ("merge", "evaluate", "budget", "decide"),

@@ -111,7 +111,7 @@ def make_base(architecture: str, folder: Path) -> Path:
     made = ARCHITECTURES[architecture]
     settings = dict(made.settings)
     if made.inputs is tokens:
-        tokenizer = _tokenizer()
+        tokenizer = word_tokenizer()
         settings["vocab_size"] = len(tokenizer)
         tokenizer.save_pretrained(target)
     torch.manual_seed(0)
@@ -123,7 +123,7 @@ def make_base(architecture: str, folder: Path) -> Path:
     return target
 
 
-def _tokenizer() -> Any:
+def word_tokenizer() -> Any:
     """Return a word-level tokenizer with an end token and a chat template that marks no generation."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -15,6 +15,7 @@ from tasks.errors import DataError
 from tasks.paths import Paths
 from tasks.recipe import Check
 from tasks.reports import Base, CheckReport, FirstBase, Measure, read_report, write_report
+from tests.architectures import word_tokenizer
 from tests.gate_data import BAD, GOOD, Row, ordinary, reviews, write_splits
 
 ALWAYS = [
@@ -27,6 +28,9 @@ ALWAYS = [
     "minority_class_share",
     "class_entropy",
     "distinct_2",
+    "truncated_share",
+    "unknown_token_share",
+    "tokens_per_word",
     "vendi_score",
     "effective_diversity",
     "label_noise_share",
@@ -50,13 +54,14 @@ def _word(word: str) -> np.ndarray:
 def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETAIN_HOME", str(tmp_path / "store"))
     monkeypatch.setattr(tasks.check, "_encoder", lambda base, schema, paths: Stand())
+    monkeypatch.setattr(tasks.check, "_tokenizer", lambda base, paths: word_tokenizer())
 
 
 def run(root: Path, tables: dict[str, list[Row]], max_rows: int = 300, **columns: Any) -> CheckReport:
     paths = write_splits(root, tables, **columns)
     write_base(paths)
     section = Check(seed=7, near_duplicate_similarity=0.8, permutations=99, max_rows=max_rows)
-    check(section, paths=paths)
+    check(section, 32, paths=paths)
     return read_report(paths.check, CheckReport)
 
 

@@ -1,0 +1,93 @@
+"""What a model reads of the rows: which tokens carry loss, which turns end, what is cut."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tasks.errors import DataError
+from tasks.measures.tokens import audit, coloured
+from tests.architectures import CHAT_TEMPLATE, word_tokenizer
+
+HELLO = [{"role": "user", "content": "good phone"}, {"role": "assistant", "content": "love it"}]
+TWICE = [*HELLO, {"role": "user", "content": "bad film"}, {"role": "assistant", "content": "hate it"}]
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return word_tokenizer()
+
+
+def chats(*conversations: list[dict[str, str]]) -> pd.DataFrame:
+    texts = ["\n".join(turn["content"] for turn in one) for one in conversations]
+    return pd.DataFrame({"text": texts, "messages": [json.dumps(one) for one in conversations]})
+
+
+def test_only_what_the_assistant_says_carries_loss_and_every_turn_ends(tokenizer: Any) -> None:
+    found = audit(chats(HELLO, TWICE), tokenizer, "causal-lm", 64)
+    # <|im_start|>user ⏎ good phone <|im_end|> ⏎ <|im_start|>assistant ⏎ [love it <|im_end|>] ⏎
+    assert found.supervised.tolist() == [3, 6]
+    assert found.ends.tolist() == [True, True]
+    assert not found.cut.any()
+    assert not found.doubled.any()
+
+
+def test_the_view_marks_what_carries_loss(tokenizer: Any) -> None:
+    view = coloured(json.dumps(TWICE), tokenizer, "causal-lm", 64)
+    assert view.count("⟦") == view.count("⟧") == 2
+    inside = [part.split("⟧")[0] for part in view.split("⟦")[1:]]
+    assert [part.replace(" ", "") for part in inside] == ["loveit<|im_end|>", "hateit<|im_end|>"]
+
+
+def test_a_row_cut_before_the_assistant_speaks_teaches_nothing(tokenizer: Any) -> None:
+    found = audit(chats(HELLO), tokenizer, "causal-lm", 6)
+    assert found.supervised.tolist() == [0]
+    assert found.cut.tolist() == [True]
+    assert coloured(json.dumps(HELLO), tokenizer, "causal-lm", 6).endswith("✂")
+
+
+def test_a_template_that_ends_no_turn_is_seen(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("<|im_end|>", "")
+    tokenizer.eos_token = "<|im_end|>"
+    found = audit(chats(HELLO, TWICE), tokenizer, "causal-lm", 64)
+    assert not found.ends[1]
+
+
+def test_a_doubled_start_is_seen(tokenizer: Any) -> None:
+    tokenizer.chat_template = "<|endoftext|><|endoftext|>" + CHAT_TEMPLATE
+    assert audit(chats(HELLO), tokenizer, "causal-lm", 64).doubled.tolist() == [True]
+
+
+def test_generation_marks_are_believed(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
+        "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    )
+    assert audit(chats(HELLO, TWICE), tokenizer, "causal-lm", 64).supervised.tolist() == [3, 6]
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if loop.last %}<|im_start|>{% endif %}{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    with pytest.raises(DataError, match=r"writes turn 2 of 4 differently .* generation"):
+        audit(chats(TWICE), tokenizer, "causal-lm", 64)
+
+
+def test_unknown_tokens_and_words_are_counted(tokenizer: Any) -> None:
+    table = pd.DataFrame({"text": ["good phone", "xyzzy plugh good"]})
+    found = audit(table, tokenizer, "text-classification", 64)
+    assert found.unknown.tolist() == [0, 2]
+    assert found.words.tolist() == [2, 3]
+    assert found.supervised.tolist() == found.tokens.tolist()
+
+
+def test_plain_text_ends_with_the_end_token_and_all_of_it_carries_loss(tokenizer: Any) -> None:
+    found = audit(pd.DataFrame({"text": ["good phone"]}), tokenizer, "causal-lm", 64)
+    assert found.supervised.tolist() == found.tokens.tolist() == [3]
+    assert found.ends.tolist() == [True]
