@@ -7,6 +7,7 @@ Weights are safetensors only, never pickle.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from tasks.training.batches import length_batches
 
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 65_536}
 """Padded tokens of a forward pass without gradients: a CPU gains nothing from more, and pads more."""
+ONE_LOADS = threading.Lock()
+"""transformers replaces functions of its own while it loads a model; two threads at once would leave them replaced."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -161,7 +164,7 @@ def load_weights(kind: Any, folder: Path, may_lack: tuple[str, ...] = ()) -> Pre
     transformers_logging.disable_progress_bar()
     try:
         # What no file holds is random, and must be the same each time.
-        with torch.random.fork_rng(devices=[]):
+        with ONE_LOADS, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model, loading = kind.from_pretrained(
                 folder,
