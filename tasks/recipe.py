@@ -239,10 +239,12 @@ class HarnessBenchmark(Section):
     """The task's name; online it comes from a hub, offline from `file`."""
     file: RawFile | None = None
     """A task YAML under `data/raw/<recipe>/`, whose data files lie beside it."""
-    metric: str = "acc"
-    """The metric of the task that counts, an example each."""
+    metric: Literal["acc", "acc_norm"] = "acc"
+    """`acc`, or with log-likelihoods divided by the choice's characters."""
+    shots: int | None = Field(default=None, ge=0)
+    """Examples in the context; as the task says when absent."""
     max_examples: Annotated[int, Field(ge=10)] | None = None
-    """Take this many, the first of the task; all of them when absent."""
+    """Take this many, those whose questions hash first; all of them when absent."""
 
 
 Benchmark = Annotated[

@@ -82,7 +82,7 @@ def _write_half(folder: Path, name: str, benchmark: Benchmark, rows: pd.DataFram
     for file, table in tables.items():
         write_table(table, folder / file)
     settings = benchmark.model_dump(
-        mode="json", include={"neighbours", "prompt", "normalise", "metric", "harness_task"}
+        mode="json", include={"neighbours", "prompt", "normalise", "metric", "harness_task", "shots"}
     )
     info = reports.BenchmarkInfo(
         name=name,
@@ -162,11 +162,11 @@ def _texts(name: str, benchmark: PerplexityBenchmark, data: Data, raw: Path) -> 
 
 
 def _harness(name: str, benchmark: HarnessBenchmark, data: Data, raw: Path) -> tuple[pd.DataFrame, Parts]:
-    from tasks.forgetting.harness import task_documents
+    from tasks.forgetting.harness import task_examples
 
-    documents = task_documents(benchmark.harness_task, raw / benchmark.file if benchmark.file else None)
-    found = [{"document": document, "number": number} for number, document in enumerate(documents)]
-    return _asked(found[: benchmark.max_examples], "document", None, data), {}
+    file = _file(name, raw / benchmark.file) if benchmark.file else None
+    found = task_examples(benchmark.harness_task, file, benchmark.shots)
+    return _asked(found, "query", benchmark.max_examples, data), {}
 
 
 def _asked(found: list[dict[str, Any]], key: str, most: int | None, data: Data) -> pd.DataFrame:

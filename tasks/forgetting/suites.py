@@ -17,7 +17,6 @@ All are zero-shot or fit on their own part, so nothing here depends on what the 
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import time
@@ -35,7 +34,7 @@ from tasks.forgetting.bootstrap import spearman_terms
 from tasks.reports import BenchmarkInfo, read_report
 
 if TYPE_CHECKING:
-    from tasks.forgetting.likelihood import Likelihoods, Request
+    from tasks.forgetting.likelihood import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +94,9 @@ class Suite:
             return float((1 / np.arange(1, documents + 1)).sum() / documents)
         if kind in ("probe", "knn", "head"):
             return float(self.examples["label"].value_counts(normalize=True).max())
-        if kind == "choices":
-            return float((1 / self.examples["choices"].map(lambda row: len(json.loads(row)))).mean())
+        if kind in ("choices", "harness"):
+            choices = self.examples["choices"].map(lambda row: len(json.loads(row)))
+            return float((1 / choices[choices > 1]).sum() / len(choices))
         if kind == "perplexity":
             return NOTHING_KNOWN
         return 0.0
@@ -117,10 +117,10 @@ class Suite:
             return f"{_short(str(example['query']), EXTRACT // 2)} → {_short(str(document), EXTRACT // 2)}"
         if self.info.kind == "similarity":
             return f"{_short(str(example['text']), EXTRACT // 2)} ~ {_short(str(example['positive']), EXTRACT // 2)}"
-        said = next(example[name] for name in ("text", "query", "context", "document") if name in example)
+        said = next(example[name] for name in ("text", "query", "context") if name in example)
         if self.info.kind == "last-word":
             return f"{_short(str(said)[-EXTRACT:], EXTRACT)} → {example['continuation']}"
-        if self.info.kind == "choices":
+        if self.info.kind in ("choices", "harness") and int(example["gold"]) >= 0:
             right = json.loads(example["choices"])[int(example["gold"])]
             return f"{_short(str(said), EXTRACT // 2)} → {_short(right, EXTRACT // 2)}"
         return _short(str(said), EXTRACT)
@@ -203,56 +203,57 @@ def _short(text: str, characters: int) -> str:
 
 
 def _choices(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
-    from tasks.forgetting.likelihood import Request
+    from tasks.forgetting.lm_tasks import choice_outcomes, read_questions
 
-    prompt, requests, ends = str(suite.info.settings["prompt"]), [], [0]
-    for query, choices in zip(suite.examples["query"], suite.examples["choices"], strict=True):
-        context = prompt.replace("{query}", query)
-        requests += [Request(context, f" {choice}") for choice in json.loads(choices)]
-        ends.append(len(requests))
-    sums = _likelihoods(suite, subject, requests).sums
-    if suite.info.settings["normalise"]:
-        sums = sums / [len(request.continuation.encode()) for request in requests]
-    said = [int(sums[start:end].argmax()) for start, end in itertools.pairwise(ends)]
-    return (np.array(said) == suite.examples["gold"].to_numpy()).astype(np.float64)
+    metric: Any = "acc_bytes" if suite.info.settings["normalise"] else "acc"
+    questions = read_questions(suite.examples.to_dict("records"))
+    prompt = str(suite.info.settings["prompt"])
+    return choice_outcomes(_scorer(suite, subject), questions, prompt=prompt, metric=metric)
 
 
 def _last_words(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
-    from tasks.forgetting.likelihood import Request
+    from tasks.forgetting.lm_tasks import last_word_outcomes
 
-    pairs = zip(suite.examples["context"], suite.examples["continuation"], strict=True)
-    requests = [Request(context, f" {word.lstrip()}") for context, word in pairs]
-    return _likelihoods(suite, subject, requests).greedy.astype(np.float64)
+    passages = zip(suite.examples["context"], suite.examples["continuation"].str.lstrip(), strict=True)
+    return last_word_outcomes(_scorer(suite, subject), list(passages))
 
 
 def _perplexity(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
+    from tasks.forgetting.lm_tasks import perplexity_outcomes
+
+    return perplexity_outcomes(_scorer(suite, subject), suite.examples["text"].tolist())
+
+
+def _harness(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
+    from tasks.forgetting.harness import NO_CHOICE
     from tasks.forgetting.likelihood import Request
 
-    found = _likelihoods(suite, subject, [Request("", text) for text in suite.examples["text"]])
-    means: NDArray[np.float64] = found.sums / found.tokens
-    return means
+    rows = [json.loads(choices) for choices in suite.examples["choices"]]
+    asked = zip(suite.examples["query"], rows, strict=True)
+    found = _scorer(suite, subject).log_likelihoods(
+        [Request(query, continuation) for query, continuations in asked for continuation in continuations]
+    )
+    outcomes, start = np.zeros(len(rows)), 0
+    lengths = suite.examples["lengths"].map(json.loads).tolist()
+    for place, (row, gold) in enumerate(zip(rows, suite.examples["gold"].tolist(), strict=True)):
+        own = found.sums[start : start + len(row)]
+        if suite.info.settings["metric"] == "acc_norm":
+            own = own / np.array(lengths[place], dtype=np.float64)
+        outcomes[place] = float(found.greedy[start] if gold == NO_CHOICE else own.argmax() == gold)
+        start += len(row)
+    return outcomes
 
 
-def _likelihoods(suite: Suite, subject: Measurable, requests: Sequence[Request]) -> Likelihoods:
-    from tasks.forgetting.likelihood import log_likelihoods
+def _scorer(suite: Suite, subject: Measurable) -> Scorer:
+    from tasks.forgetting.likelihood import Scorer
 
     model = subject.model
     if not hasattr(model, "tokenizer"):
         raise StageError(f"benchmark {suite.name} asks for likelihoods: only a language model has them.")
-    found = log_likelihoods(
-        model.network,
-        model.tokenizer,
-        requests,
-        max_length=subject.max_length,
-        device=model.device,
-        tokens_a_batch=TOKENS_A_BATCH[model.device.partition(":")[0]],
-        progress=_Progress(suite.name),
+    tokens = TOKENS_A_BATCH[model.device.partition(":")[0]]
+    return Scorer(
+        model.network, model.tokenizer, subject.max_length, model.device, tokens, None, _Progress(suite.name)
     )
-    if cut := int(found.truncated.sum()):
-        log.warning(
-            "%s: the contexts of %d of %d requests are cut on the left", suite.name, cut, len(requests)
-        )
-    return found
 
 
 class _Progress:
@@ -277,4 +278,5 @@ MEASURES = {
     "choices": _choices,
     "last-word": _last_words,
     "perplexity": _perplexity,
+    "harness": _harness,
 }

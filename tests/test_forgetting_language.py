@@ -1,0 +1,182 @@
+"""Benchmarks of a language model, from the raw file to outcomes: halves, requests, and the harness's own answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.errors import ConfigError, DataError, StageError
+from tasks.families.causal_lm import CausalLM
+from tasks.forgetting.halves import write_halves
+from tasks.forgetting.suites import Suite, read_suite
+from tasks.recipe import (
+    ChoiceBenchmark,
+    Data,
+    HarnessBenchmark,
+    LastWordBenchmark,
+    PerplexityBenchmark,
+    SimilarityBenchmark,
+    Table,
+)
+from tests.architectures import make_base
+from tests.tiny import WORDS
+
+DATA = Data(source="path:x", train=Table(file="x.csv"), seed=7)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    model = CausalLM.load_base(make_base("llama", tmp_path_factory.mktemp("bases")), "cpu")
+    return SimpleNamespace(model=model, max_length=64, embed=lambda texts: model.encode(texts))
+
+
+def words(count: int, seed: int) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, count))
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    asked = [
+        {"query": words(5, n), "choices": [words(2, n + 100), words(3, n + 200)], "gold": n % 2}
+        for n in range(40)
+    ]
+    (folder / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    ended = [{"context": words(6, n), "continuation": words(1, n + 300)} for n in range(40)]
+    (folder / "lambada.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ended))
+    (folder / "text.txt").write_text(words(1000, 1))
+    return folder
+
+
+def halves(benchmark: Any, raw: Path, folder: Path) -> tuple[Suite, Suite]:
+    write_halves("known", benchmark, DATA, raw, folder)
+    selection, report = (read_suite(folder / half / "known") for half in ("selection", "report"))
+    assert not set(selection.examples["group"]) & set(report.examples["group"])
+    return selection, report
+
+
+def likelihood(model: CausalLM, context: str, continuation: str) -> float:
+    """Return the log-likelihood of a continuation, by one plain forward pass."""
+    import torch
+
+    ids = model.tokenizer(context + continuation)["input_ids"]
+    first = len(model.tokenizer(context)["input_ids"])
+    with torch.inference_mode():
+        logits = model.network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return float(sum(logits[place - 1, ids[place]] for place in range(first, len(ids))))
+
+
+def test_the_likeliest_choice_is_the_answer(subject: Any, raw: Path, tmp_path: Path) -> None:
+    selection, report = halves(
+        ChoiceBenchmark(kind="choices", file="arc.jsonl", prompt="{query} title"), raw, tmp_path
+    )
+    assert len(selection.examples) + len(report.examples) == 40
+    assert selection.chance == 0.5
+    for suite in (selection, report):
+        expected = []
+        for _, row in suite.examples.iterrows():
+            scores = [
+                likelihood(subject.model, f"{row['query']} title", f" {one}")
+                for one in json.loads(row["choices"])
+            ]
+            expected.append(float(int(np.argmax(scores)) == row["gold"]))
+        assert suite.measure(subject).tolist() == expected
+    assert " → " in selection.extract(0)
+
+
+def test_a_block_of_text_has_its_mean_log_likelihood(subject: Any, raw: Path, tmp_path: Path) -> None:
+    benchmark = PerplexityBenchmark(kind="perplexity", file="text.txt", block_words=20, max_blocks=30)
+    selection, report = halves(benchmark, raw, tmp_path)
+    assert len(selection.examples) + len(report.examples) == 30
+    found = selection.measure(subject)
+    text = selection.examples["text"].iloc[0].lstrip()
+    start = subject.model.tokenizer.bos_token
+    assert found[0] == pytest.approx(likelihood(subject.model, start, f" {text}") / 20, abs=1e-4)
+    assert (found < 0).all()
+    assert (found > selection.chance).all()
+
+
+def test_a_last_word_is_right_when_it_is_the_likeliest(subject: Any, raw: Path, tmp_path: Path) -> None:
+    selection, _ = halves(
+        LastWordBenchmark(kind="last-word", file="lambada.jsonl", max_examples=30), raw, tmp_path
+    )
+    assert set(selection.measure(subject)) <= {0.0, 1.0}
+    assert selection.extract(0).endswith(selection.examples["continuation"].iloc[0])
+
+
+YAML = """\
+task: known
+dataset_path: json
+dataset_kwargs: {data_files: {test: arc.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{query}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+
+
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_a_task_of_the_harness_has_the_harness_s_outcomes(
+    metric: Any, subject: Any, raw: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    from tasks.forgetting.likelihood import Scorer
+    from tasks.forgetting.lm_tasks import harness_outcomes
+
+    (raw / "known.yaml").write_text(YAML)
+    benchmark = HarnessBenchmark(kind="harness", harness_task="known", file="known.yaml", metric=metric)
+    selection, report = halves(benchmark, raw, tmp_path)
+    scorer = Scorer(subject.model.network, subject.model.tokenizer, 64, "cpu", 512)
+    theirs = harness_outcomes(raw / "known.yaml", scorer, metric=metric)
+    expected = dict(zip(theirs.texts, theirs.outcomes.tolist(), strict=True))
+    for suite in (selection, report):
+        assert suite.info.metric == metric
+        ours = dict(zip(suite.examples["query"], suite.measure(subject).tolist(), strict=True))
+        assert ours == {query: expected[query] for query in ours}
+
+
+def test_an_unknown_task_of_the_harness_is_said(raw: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    (raw / "known.yaml").write_text(YAML)
+    benchmark = HarnessBenchmark(kind="harness", harness_task="unknown", file="known.yaml")
+    with pytest.raises(ConfigError, match=r"defines no task 'unknown'; there is known"):
+        write_halves("known", benchmark, DATA, raw, tmp_path)
+
+
+def test_a_file_with_bad_rows_lists_them(raw: Path, tmp_path: Path) -> None:
+    (raw / "arc.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 2}\n{"query": "a"}\n')
+    with pytest.raises(
+        DataError, match=r"line 1: ValueError: 2 choices, the right one is number 2\n.*line 2: KeyError"
+    ):
+        write_halves("known", ChoiceBenchmark(kind="choices", file="arc.jsonl"), DATA, raw, tmp_path)
+
+
+def test_an_encoder_has_no_likelihoods(raw: Path, tmp_path: Path) -> None:
+    selection, _ = halves(LastWordBenchmark(kind="last-word", file="lambada.jsonl"), raw, tmp_path)
+    with pytest.raises(StageError, match="only a language model has them"):
+        selection.measure(SimpleNamespace(model=SimpleNamespace(), max_length=64))
+
+
+def test_similarity_is_spearman_by_its_pseudo_values(subject: Any, raw: Path, tmp_path: Path) -> None:
+    from scipy import stats
+
+    rows = [{"text": words(4, n), "positive": words(4, n + 50), "score": (n * 7) % 11} for n in range(60)]
+    (raw / "sts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = Table(file="sts.jsonl", format="jsonl", positive="positive", score="score", score_range=(0, 10))
+    selection, _ = halves(SimilarityBenchmark(kind="similarity", table=table), raw, tmp_path)
+    examples: pd.DataFrame = selection.examples
+    first, second = (subject.embed(examples[name].tolist()) for name in ("text", "positive"))
+    whole = stats.spearmanr((first * second).sum(axis=1), examples["score"]).statistic
+    outcomes = selection.measure(subject)
+    assert outcomes.mean() == pytest.approx(whole, abs=2 / len(examples))
+    jackknife = outcomes.std(ddof=1) / np.sqrt(len(outcomes))
+    assert jackknife == pytest.approx(1 / np.sqrt(len(outcomes)), rel=0.5)
