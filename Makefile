@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-EXTRAS := pipeline,s3,gguf,peft,tune,dev
+EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-margins bench-tax bench-forgetting bench-gates bench-check vision-bases
