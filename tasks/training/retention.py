@@ -235,10 +235,10 @@ def distillation_loss(
     Source: Hinton et al. 2015, Distilling the knowledge in a neural network, section 2 (temperature²); Li & Hoiem 2016,
     Learning without forgetting, section 3 (there without the square, at temperature 2).
     """
-    wanted = functional.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
-    said = functional.log_softmax(student_logits.float() / temperature, dim=-1)
-    divergence = functional.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * _masked_sum(divergence, mask)
+    student, teacher = _counted(student_logits, teacher_logits, mask)
+    wanted = functional.log_softmax(teacher / temperature, dim=-1)
+    said = functional.log_softmax(student / temperature, dim=-1)
+    return temperature**2 * functional.kl_div(said, wanted, reduction="sum", log_target=True)
 
 
 def feature_distillation(
@@ -248,13 +248,15 @@ def feature_distillation(
 
     `mask` is boolean `(...)` and says which rows count (None: all). No gradient reaches the teacher.
     """
-    cosine = functional.cosine_similarity(student_vectors.float(), teacher_vectors.detach().float(), dim=-1)
-    return _masked_sum(1 - cosine, mask)
+    student, teacher = _counted(student_vectors, teacher_vectors, mask)
+    return (1 - functional.cosine_similarity(student, teacher, dim=-1)).sum()
 
 
-def _masked_sum(rows: Tensor, mask: Tensor | None) -> Tensor:
-    # Not rows * mask: what is masked may be infinite.
-    return rows.sum() if mask is None else rows[mask].sum()
+def _counted(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the rows that count, before anything is computed: what is masked may be no number."""
+    if mask is not None:
+        student, teacher = student[mask], teacher[mask]
+    return student.float(), teacher.detach().float()
 
 
 # --- replay -------------------------------------------------------------------------------------------
