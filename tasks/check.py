@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tasks.embeddings import Encoder, embed, vectors_folder
 from tasks.errors import DataError
-from tasks.measures import diversity, duplicates, harm, labels, mismatch, tokens
+from tasks.measures import contamination, diversity, duplicates, harm, images, labels, mismatch, tokens
 from tasks.measures.reference import REFERENCE_TEXTS
 from tasks.paths import Paths
 from tasks.recipe import SPLITS, Check
@@ -71,6 +71,7 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
         *_duplicates(tables["train"], section.near_duplicate_similarity),
         *(_leak(tables, split, section.near_duplicate_similarity) for split in ("test", "validation")),
         _group_leak(tables),
+        *_contaminated(tables["train"], paths),
     ]
     if schema.labels:
         measures += [_conflicts(tables, schema.labels), *_balance(tables["train"], schema.labels)]
@@ -121,9 +122,11 @@ def _must_be_usable(tables: dict[str, pd.DataFrame], classes: int) -> None:
 
 
 def _duplicates(train: pd.DataFrame, similarity: float) -> list[Measure]:
-    texts = _forms(train)
-    exact = duplicates.exact_clusters(texts)
-    near = duplicates.near_clusters(texts, similarity)
+    if "image" in train:
+        exact, near = _image_clusters(train["image"].tolist())
+    else:
+        texts = _forms(train)
+        exact, near = duplicates.exact_clusters(texts), duplicates.near_clusters(texts, similarity)
     return [
         Measure(
             name="exact_duplicate_share",
@@ -143,10 +146,14 @@ def _duplicates(train: pd.DataFrame, similarity: float) -> list[Measure]:
     ]
 
 
+def _image_clusters(contents: list[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return images.exact_image_clusters(contents), images.near_image_clusters(contents)
+
+
 def _forms(table: pd.DataFrame) -> list[str]:
     """Return what two rows have in common when one is a copy of the other: their texts, or an image's content."""
     if "image" in table:
-        return [hashlib.sha256(content).hexdigest() for content in table["image"]]
+        return [images.image_normal_form(content) for content in table["image"]]
     if "positive" in table:
         return (table["text"] + "\n" + table["positive"]).tolist()
     return table["text"].tolist()
@@ -170,7 +177,10 @@ def _largest_clusters(table: pd.DataFrame, clusters: NDArray[np.int64]) -> list[
 
 def _leak(tables: dict[str, pd.DataFrame], split: str, similarity: float) -> Measure:
     table, train = tables[split], tables["train"]
-    found = duplicates.leaks(_forms(table), _forms(train), similarity)
+    if "image" in table:
+        found = images.image_leaks(table["image"].tolist(), train["image"].tolist())
+    else:
+        found = duplicates.leaks(_forms(table), _forms(train), similarity)
     leaked = np.flatnonzero(found >= 0)
     return Measure(
         name=f"leaked_{split}_share",
@@ -185,6 +195,40 @@ def _leak(tables: dict[str, pd.DataFrame], split: str, similarity: float) -> Mea
             for row in leaked[:WORST].tolist()
         ],
     )
+
+
+def _contaminated(train: pd.DataFrame, paths: Paths) -> list[Measure]:
+    """Look for each original benchmark's examples, of both halves, in the training rows."""
+    import pandas as pd
+
+    found = []
+    for folder in sorted(path for path in paths.selection.iterdir() if path.is_dir()):
+        halves = [
+            pd.read_parquet(half / folder.name / "examples.parquet")
+            for half in (paths.selection, paths.report_half)
+        ]
+        examples = pd.concat(halves, ignore_index=True)
+        if "image" in examples:
+            by = images.image_leaks(examples["image"].tolist(), train["image"].tolist())
+        else:
+            column = next(name for name in ("query", "context", "text") if name in examples)
+            by = contamination.contamination(examples[column].tolist(), _forms(train)).by
+            examples = examples.assign(text=examples[column])
+        hit = np.flatnonzero(by >= 0)
+        found.append(
+            Measure(
+                name=f"contaminated_{folder.name}_share",
+                value=len(hit) / len(examples),
+                meaning=f"Share of the {len(examples)} examples of benchmark {folder.name} that the training rows hold, "
+                "whole or by an n-gram of words that identifies them: there it would be measured what was taught.",
+                remedy=f"Remove these rows from the training data, or take other examples for {folder.name}.",
+                worst=[
+                    f"{_name(examples, row)} = train {_name(train, int(by[row]))}: {_extract(examples, row)}"
+                    for row in hit[:WORST].tolist()
+                ],
+            )
+        )
+    return found
 
 
 def _group_leak(tables: dict[str, pd.DataFrame]) -> Measure:

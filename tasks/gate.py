@@ -2,8 +2,8 @@
 
 Reads `validate.json`, `check.json`, the splits' schema and the report halves' sizes. Writes `gate.json` whatever the
 answer, and `passport.json`, without which `finetune` does not start, only when no bound refuses. It also refuses a
-forgetting budget that its benchmark could never show to be kept, for want of examples: better now than after the
-training. Alone: `python -m tasks gate <recipe>`.
+forgetting budget that its benchmark could never show to be kept, for want of examples or because the training rows hold
+them: better now than after the training. Alone: `python -m tasks gate <recipe>`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from tasks.reports import (
 
 log = logging.getLogger(__name__)
 
+CONTAMINATED = 0.05
+"""Share of a gating benchmark's examples in the training rows above which it measures what was taught."""
 FAILED_EXPECTATIONS = "failed_expectations"
 _SEVERITY: tuple[Level, ...] = ("pass", "warn", "refuse")
 
@@ -55,7 +57,9 @@ def gate(section: Gate, budget: Mapping[str, Suite], rule: Decide, *, paths: Pat
     bounds = {FAILED_EXPECTATIONS: section.failed_expectations, **section.measures}
     _must_be_measured(bounds, measures)
     items = [_judge(measures[name], bound) for name, bound in bounds.items()]
-    items += [_carries(name, suite.margin, rule, paths) for name, suite in budget.items() if suite.margin]
+    gating = [(name, suite.margin) for name, suite in budget.items() if suite.margin]
+    items += [_uncontaminated(name, measures) for name, _ in gating if _overlap(name) not in bounds]
+    items += [_carries(name, margin, rule, paths) for name, margin in gating]
     worst = max((item.level for item in items), key=_SEVERITY.index)
     write_report(paths.gate, GateReport(level=worst, items=items))
     for item in items:
@@ -102,6 +106,19 @@ def _failed_expectations(validated: ValidateReport) -> Measure:
         + ".",
         remedy="See validate.json for the rows, and correct the raw data or the expectation.",
     )
+
+
+def _overlap(name: str) -> str:
+    return f"contaminated_{name}_share"
+
+
+def _uncontaminated(name: str, measures: dict[str, Measure]) -> GateItem:
+    """Judge a gating benchmark's overlap with the training rows, for which the recipe has no bound of its own."""
+    if _overlap(name) not in measures:
+        raise StageError(
+            f"check.json does not say whether the training rows hold benchmark {name}: run `check` again."
+        )
+    return _judge(measures[_overlap(name)], Bound(warn_above=0.0, refuse_above=CONTAMINATED))
 
 
 def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:

@@ -57,6 +57,7 @@ def reviews(count: int, start: int = 0) -> list[Row]:
 def write_splits(root: Path, tables: dict[str, list[Row]], **columns: dict[str, list[Any]]) -> Paths:
     """Write tables of (text, label) rows; `columns` replaces one, e.g. `group={"train": [...]}`."""
     paths = Paths(root, "sample")
+    paths.selection.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, rows in tables.items():
         table = pd.DataFrame(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import tasks.check
@@ -283,3 +284,25 @@ def test_natural_leaks_and_the_conflicts_of_banking77_are_found() -> None:
     names = sorted({row["label"] for row in train})
     given = [names.index(row["label"]) for row in train + test]
     assert conflicts(texts + more, given).sum() == 4
+
+
+def test_a_benchmark_that_the_training_rows_hold_is_found(tmp_path: Path) -> None:
+    paths = write_splits(tmp_path, ordinary())
+    train = pd.read_parquet(paths.train)
+    taught = train["text"].iloc[:6].tolist()
+    for half, texts in (
+        (paths.selection, taught),
+        (paths.report_half, [f"{text} nobody said" for text in reviews_text(14)]),
+    ):
+        (half / "laws").mkdir(parents=True)
+        rows = pd.DataFrame({"id": [f"{half.name}{n}" for n in range(len(texts))], "query": texts})
+        rows.to_parquet(half / "laws" / "examples.parquet")
+    write_base(paths)
+    check(Check(seed=7, near_duplicate_similarity=0.8, permutations=99, max_rows=300), 32, paths=paths)
+    found = measures(read_report(paths.check, CheckReport))["contaminated_laws_share"]
+    assert found.value == pytest.approx(6 / 20)
+    assert found.worst[0].startswith("selection0 = train t")
+
+
+def reviews_text(count: int) -> list[str]:
+    return [f"article {n} of the law on state and citizen number {n * 7}" for n in range(count)]

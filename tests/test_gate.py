@@ -179,11 +179,11 @@ def benchmark(paths: Paths, examples: int, groups: int) -> None:
 def test_a_budget_that_its_benchmark_cannot_show_to_be_kept_is_refused_before_training(
     paths: Paths, examples: int, groups: int, level: str
 ) -> None:
-    measured(paths, copies=0.0)
+    measured(paths, copies=0.0, contaminated_laws_share=0.0)
     benchmark(paths, examples, groups)
     budget = {"laws": Suite(margin=0.03), "talk": Suite(informative=True)}
     if level == "refuse":
-        with pytest.raises(Refused, match="1 of 3 bounds") as caught:
+        with pytest.raises(Refused, match="1 of 4 bounds") as caught:
             gate(bounds(copies=COPIES), budget, RULE, paths=paths)
         assert "from 100 independent ones on" in caught.value.problems[0]
         assert "Give benchmark laws more examples" in caught.value.problems[0]
@@ -194,9 +194,22 @@ def test_a_budget_that_its_benchmark_cannot_show_to_be_kept_is_refused_before_tr
 
 
 def test_the_margin_that_the_advice_names_is_one_that_passes(paths: Paths) -> None:
-    measured(paths, copies=0.0)
+    measured(paths, copies=0.0, contaminated_laws_share=0.0)
     benchmark(paths, 60, 60)
     with pytest.raises(Refused) as caught:
         gate(bounds(copies=COPIES), {"laws": Suite(margin=0.03)}, RULE, paths=paths)
     margin = float(caught.value.problems[0].split("margin to ")[1].split()[0])
     gate(bounds(copies=COPIES), {"laws": Suite(margin=margin)}, RULE, paths=paths)
+
+
+def test_a_benchmark_that_was_taught_measures_no_forgetting(paths: Paths) -> None:
+    measured(paths, copies=0.0, contaminated_laws_share=0.2)
+    benchmark(paths, 150, 150)
+    budget = {"laws": Suite(margin=0.03)}
+    with pytest.raises(Refused) as caught:
+        gate(bounds(copies=COPIES), budget, RULE, paths=paths)
+    assert caught.value.problems[0].startswith("contaminated_laws_share: 0.2 is above 0.05 (refuse)")
+    gate(bounds(copies=COPIES, contaminated_laws_share=Bound(refuse_above=0.5)), budget, RULE, paths=paths)
+    measured(paths, copies=0.0)
+    with pytest.raises(StageError, match="does not say whether the training rows hold benchmark laws"):
+        gate(bounds(copies=COPIES), budget, RULE, paths=paths)

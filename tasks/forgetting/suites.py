@@ -206,7 +206,8 @@ def _choices(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
     from tasks.forgetting.lm_tasks import choice_outcomes, read_questions
 
     metric: Any = "acc_bytes" if suite.info.settings["normalise"] else "acc"
-    questions = read_questions(suite.examples.to_dict("records"))
+    rows: list[Any] = suite.examples.to_dict("records")
+    questions = read_questions(rows)
     prompt = str(suite.info.settings["prompt"])
     return choice_outcomes(_scorer(suite, subject), questions, prompt=prompt, metric=metric)
 
