@@ -63,7 +63,8 @@ def start(paths: Paths, slow: bool = True) -> subprocess.Popen[str]:
         patch = (
             "import time, sys; from tasks.training import loop; step = loop.Trainer._step\n"
             "def slowly(self, batch, original):\n"
-            "    time.sleep(0.1); print('at step', self.progress.step + 1, flush=True); return step(self, batch, original)\n"
+            "    time.sleep(0.1); print('at step', self.progress.step + 1, flush=True)\n"
+            "    return step(self, batch, original)\n"
             "loop.Trainer._step = slowly\n"
             "from tasks.__main__ import main; sys.exit(main(['finetune', 'tiny']))"
         )
