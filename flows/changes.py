@@ -6,7 +6,7 @@ Prefect makes the run form, and refuses wrong values at submission, from these t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema
 
 from flows.console import find_root
 from tasks.errors import ConfigError
-from tasks.recipe import Name
+from tasks.recipe import Method, Name
 
 
 class RecipesHere:
@@ -39,8 +39,9 @@ class Changes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    method: Literal["full", "lp-ft", "probe"] | None = None
-    """`full`: all layers from a fresh head; `lp-ft`: linear probe, then all layers; `probe`: the head only."""
+    method: Method | None = None
+    """`full`: all layers (a new head starts fresh); `lp-ft`: linear probe, then all layers; `probe`: the head only;
+    `norms`, `biases`: only those, and the head; `lora`: low-rank adapters, and the head."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak rate of the deepest layer."""
     force_learning_rate: bool | None = None
@@ -50,7 +51,7 @@ class Changes(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Rows that make one optimizer step, whatever the device."""
     freeze_layers: Annotated[int, Field(ge=0)] | None = None
-    """How many of the earliest layers stay as they are (embeddings count as layer 0)."""
+    """How many of the earliest layers stay as they are (embeddings count as layer 0); for a share, see `fields`."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Longest sequence in tokens; longer texts are truncated, and counted."""
     seed: int | None = None

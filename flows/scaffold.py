@@ -22,6 +22,12 @@ TEXT_NAMES = ("text", "sentence", "review", "content", "body", "message", "utter
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "sentiment", "target", "topic", "y")
 ID_NAMES = ("id", "row_id", "uid", "uuid")
 GROUP_NAMES = ("group", "group_id", "document", "doc_id", "patient", "customer", "user_id", "thread")
+EXAMPLES = {
+    "causal-lm": "support-chat",
+    "sentence-embedding": "support-intents",
+    "image-classification": "medical-imaging",
+}
+"""Recipes to copy for tasks that none is proposed for."""
 MOST_LABELS = 500
 """More distinct values than this make no label set."""
 
@@ -77,7 +83,10 @@ def scaffold(
     choice = choice or Choice()
     target = recipe_path(root, name)
     if task != "text-classification":
-        raise ConfigError(f"There is no task {task!r} yet: use text-classification.")
+        examples = ", ".join(f"{name}: recipes/{recipe}.yaml" for name, recipe in EXAMPLES.items())
+        raise ConfigError(
+            f"Recipes are proposed for text-classification, not for {task!r}. Begin with a copy of one ({examples})."
+        )
     if not NAME_PATTERN.match(name):
         raise ConfigError(f"{name!r} is no recipe name: use lower-case letters, digits and hyphens.")
     if target.exists():
