@@ -373,8 +373,8 @@ class Finetune(Section):
     """AdamW's decoupled decay; not on biases and norms."""
     max_grad_norm: Positive
     """Gradients are clipped to this norm."""
-    max_length: int | None = Field(default=None, ge=8)
-    """Longest sequence in tokens; longer texts are truncated, and counted. Needed for texts."""
+    max_length: Annotated[int, Field(ge=8)] | None
+    """Longest sequence in tokens; longer texts are truncated, and counted. `null` for images, which have none."""
     window_overlap: int = Field(default=0, ge=0)
     """Text classification: read longer texts in windows that share so many tokens, logits averaged; 0 truncates."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -621,8 +621,8 @@ def _finetune_problems(recipe: Recipe) -> list[str]:
     section, task, problems = recipe.finetune, recipe.task, []
     if section.method not in METHODS[task]:
         problems.append(f"finetune.method: {task} knows {', '.join(METHODS[task])}")
-    if task != "image-classification" and section.max_length is None:
-        problems.append("finetune.max_length: a task that reads texts needs it")
+    if (task == "image-classification") != (section.max_length is None):
+        problems.append("finetune.max_length: a number for a task that reads texts, null for images")
     if (task == "sentence-embedding") != (section.loss is not None):
         problems.append("finetune.loss: given for sentence-embedding, and only there")
     if section.window_overlap and task != "text-classification":
