@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ConfigError
+from tasks.rates import USUAL_RATES
 
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
@@ -580,12 +581,6 @@ class Recipe(Section):
         return found
 
 
-METHODS = {
-    "text-classification": ("full", "lp-ft", "probe", "norms", "biases", "lora"),
-    "image-classification": ("full", "lp-ft", "probe", "norms", "biases", "lora"),
-    "causal-lm": ("full", "norms", "biases", "lora"),
-    "sentence-embedding": ("full", "norms", "biases", "lora"),
-}
 BENCHMARKS = {
     "text-classification": ("retrieval", "probe", "knn", "similarity"),
     "sentence-embedding": ("retrieval", "probe", "knn", "similarity"),
@@ -619,8 +614,8 @@ def _data_problems(recipe: Recipe) -> list[str]:
 
 def _finetune_problems(recipe: Recipe) -> list[str]:
     section, task, problems = recipe.finetune, recipe.task, []
-    if section.method not in METHODS[task]:
-        problems.append(f"finetune.method: {task} knows {', '.join(METHODS[task])}")
+    if section.method not in USUAL_RATES[task]:
+        problems.append(f"finetune.method: {task} knows {', '.join(USUAL_RATES[task])}")
     if (task == "image-classification") != (section.max_length is None):
         problems.append("finetune.max_length: a number for a task that reads texts, null for images")
     if (task == "sentence-embedding") != (section.loss is not None):

@@ -34,6 +34,7 @@ from tasks.forgetting.search import Ends, Search, choose
 from tasks.models import pick_device
 from tasks.passport import verify_passport
 from tasks.paths import Paths
+from tasks.rates import USUAL_RATES
 from tasks.recipe import REPLAY, Finetune, Lora, Recipe, Tune, load_recipe, recipe_path
 from tasks.sources import base_folder
 from tasks.splits import read_splits
@@ -108,13 +109,15 @@ def ranked(trials: list[Trial]) -> list[Trial]:
 def sample(trial: Any, section: Tune, recipe: Recipe) -> dict[str, Any]:
     """Return a trial's changes to the section `finetune`, by field."""
     kind = family(recipe.task)
-    methods: list[str] = [*section.methods] or [method for method in SEARCHED if method in kind.usual_rates]
+    methods: list[str] = [*section.methods] or [
+        method for method in SEARCHED if method in USUAL_RATES[kind.task]
+    ]
     method = trial.suggest_categorical("method", methods)
     low, high = section.learning_rates or USUAL_RANGE
     multiple = trial.suggest_float("rate_multiple", low, high, log=True)
     changes: dict[str, Any] = {
         "method": method,
-        "learning_rate": float(f"{kind.usual_rates[method] * multiple:.3g}"),
+        "learning_rate": float(f"{USUAL_RATES[kind.task][method] * multiple:.3g}"),
         "epochs": trial.suggest_categorical("epochs", section.epochs or [recipe.finetune.epochs]),
         "l2_sp": trial.suggest_categorical("l2_sp", section.l2_sp) if method != "lora" else 0.0,
         "replay_share": trial.suggest_categorical("replay_share", section.replay_share),

@@ -44,7 +44,6 @@ class CausalLM(Model):
     task: ClassVar[str] = "causal-lm"
     metric: ClassVar[str] = "log_likelihood"
     start_means: ClassVar[str] = "the base"
-    usual_rates: ClassVar = {"full": 2e-5, "norms": 2e-4, "biases": 2e-4, "lora": 2e-4}
 
     network: Any
     tokenizer: Any

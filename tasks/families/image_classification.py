@@ -175,14 +175,6 @@ class ImageClassifier(Model):
     task: ClassVar[str] = "image-classification"
     metric: ClassVar[str] = "accuracy"
     start_means: ClassVar[str] = "the frozen base with a linear probe"
-    usual_rates: ClassVar = {
-        "full": 3e-4,
-        "lp-ft": 3e-4,
-        "probe": 1.0,
-        "norms": 3e-3,
-        "biases": 3e-3,
-        "lora": 1e-3,
-    }
 
     encoder: ImageEncoder
     head: nn.Linear

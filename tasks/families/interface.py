@@ -107,8 +107,6 @@ class Model(Embedder):
     """Of `Measured.outcomes`."""
     start_means: ClassVar[str]
     """What tuning starts from, in words: α = 0."""
-    usual_rates: ClassVar[Mapping[str, float]]
-    """Peak learning rate that fine-tuning wants, by method; the methods that the family knows are its keys."""
 
     network: nn.Module
     labels: Sequence[str]

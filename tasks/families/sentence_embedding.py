@@ -54,7 +54,6 @@ class SentenceEncoder(Model):
     task: ClassVar[str] = "sentence-embedding"
     metric: ClassVar[str] = "accuracy"
     start_means: ClassVar[str] = "the base"
-    usual_rates: ClassVar = {"full": 5e-5, "norms": 5e-4, "biases": 5e-4, "lora": 5e-4}
     whole_batches: ClassVar[bool] = True
 
     encoder: Encoder

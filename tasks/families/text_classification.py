@@ -40,14 +40,6 @@ class TextClassifier(Model):
     task: ClassVar[str] = "text-classification"
     metric: ClassVar[str] = "accuracy"
     start_means: ClassVar[str] = "the frozen base with a linear probe"
-    usual_rates: ClassVar = {
-        "full": 1e-4,
-        "lp-ft": 1e-4,
-        "probe": 1.0,
-        "norms": 1e-3,
-        "biases": 1e-3,
-        "lora": 1e-3,
-    }
 
     encoder: Encoder
     head: nn.Linear

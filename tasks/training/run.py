@@ -10,6 +10,7 @@ import pandas as pd
 
 from tasks.errors import ConfigError
 from tasks.families.interface import Model
+from tasks.rates import USUAL_RATES
 from tasks.recipe import Finetune
 from tasks.training.adapters import add_adapters, merge_adapters
 from tasks.training.loop import Progress, Trainer, Watch
@@ -26,7 +27,7 @@ def refuse_high_rate(section: Finetune, kind: type[Model]) -> None:
     Raises:
         ConfigError: it is more than ten times the usual one of this task and method, and not forced.
     """
-    usual = kind.usual_rates[section.method]
+    usual = USUAL_RATES[kind.task][section.method]
     if (
         section.method != "probe"
         and section.learning_rate > TOO_HIGH * usual

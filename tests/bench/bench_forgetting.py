@@ -32,6 +32,7 @@ from tasks.forgetting.measure import Subject, compare, reference
 from tasks.forgetting.search import Ends, Search, choose
 from tasks.forgetting.suites import read_suites
 from tasks.paths import Paths
+from tasks.rates import USUAL_RATES
 from tasks.recipe import REPLAY, Finetune, Recipe, load_recipe, recipe_path
 from tasks.sources import base_folder, fetch_raw
 from tasks.splits import read_splits
@@ -83,7 +84,7 @@ class Arena:
 
     def train(self, changes: Mapping[str, Any], multiple: float, seed: int, tuned: Path) -> Ends:
         """Train once, and return where it started and what came of it."""
-        usual = self.kind.usual_rates[str(changes["method"])]
+        usual = USUAL_RATES[self.kind.task][str(changes["method"])]
         values = self.recipe.finetune.model_dump(mode="json") | dict(changes)
         values |= {"learning_rate": usual * multiple, "seed": seed, "lora": changes.get("lora")}
         section = Finetune.model_validate(values)
@@ -208,7 +209,7 @@ def main() -> None:
         arena = prepared(given.recipe, given.profile, folder)
         if given.rows:
             arena.tables["train"] = arena.tables["train"].head(given.rows).reset_index(drop=True)
-        known = arena.kind.usual_rates
+        known = USUAL_RATES[arena.kind.task]
         results = []
         for seed in range(1, given.seeds + 1):
             for method in chosen:
