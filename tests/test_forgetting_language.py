@@ -103,6 +103,29 @@ def test_a_block_of_text_has_its_mean_log_likelihood(subject: Any, raw: Path, tm
     assert (found > selection.chance).all()
 
 
+def test_reference_text_may_be_a_field_of_json(raw: Path, tmp_path: Path) -> None:
+    texts = [words(60, seed) for seed in range(20)]
+    plain = PerplexityBenchmark(kind="perplexity", file="plain.txt", block_words=20)
+    (raw / "plain.txt").write_text("\n\n".join(texts))
+    (raw / "list.json").write_text(json.dumps([{"body": text} for text in texts]))
+    (raw / "lines.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    wanted = halves(plain, raw, tmp_path / "plain")[0].examples
+    for file in ("list.json", "lines.jsonl"):
+        found = halves(plain.model_copy(update={"file": file, "field": "body"}), raw, tmp_path / file)[
+            0
+        ].examples
+        assert found.equals(wanted)
+    (raw / "list.json").write_text('[{"body": "a"}, {"body": " "}]')
+    with pytest.raises(DataError, match="object 2: 'body' is empty"):
+        write_halves(
+            "known", plain.model_copy(update={"file": "list.json", "field": "body"}), DATA, raw, tmp_path
+        )
+    with pytest.raises(DataError, match="no JSON list of objects with 'text'"):
+        write_halves(
+            "known", plain.model_copy(update={"file": "list.json", "field": "text"}), DATA, raw, tmp_path
+        )
+
+
 def test_a_last_word_is_right_when_it_is_the_likeliest(subject: Any, raw: Path, tmp_path: Path) -> None:
     selection, _ = halves(
         LastWordBenchmark(kind="last-word", file="lambada.jsonl", max_examples=30), raw, tmp_path

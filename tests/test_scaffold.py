@@ -11,6 +11,7 @@ import yaml
 
 from flows.scaffold import Choice, scaffold
 from tasks.errors import ConfigError, DataError, PipelineError
+from tasks.rates import USUAL_RATES
 from tasks.recipe import load_recipe
 
 TEXTS = [f"the {word} arrived {when} and was {how}" for word in ("phone", "cable", "lamp", "case")
@@ -156,7 +157,7 @@ def test_a_missing_file_and_a_bad_name_and_task(root: Path) -> None:
     file = reviews(root / "d.csv")
     with pytest.raises(ConfigError, match="no recipe name"):
         scaffold(root, "My Reviews", file, "text-classification")
-    with pytest.raises(ConfigError, match=r"not for 'magic'.*recipes/support-chat\.yaml"):
+    with pytest.raises(ConfigError, match=r"no task 'magic'\. Tasks: text-classification, causal-lm"):
         scaffold(root, "reviews", file, "magic")
     with pytest.raises(ConfigError, match=r"no column stars\. Its columns: id, review, sentiment"):
         make(root, file, Choice(label="stars"))
@@ -166,6 +167,105 @@ def test_two_likely_labels_are_asked_about(root: Path) -> None:
     rows = [[text, "ab"[i % 2], "cd"[i % 2]] for i, text in enumerate(TEXTS)]
     with pytest.raises(DataError, match="--text COLUMN --label COLUMN"):
         make(root, table(root / "d.csv", ["words", "first", "second"], rows))
+
+
+def lines(path: Path, rows: list[dict[str, object]]) -> Path:
+    """Write JSON Lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_conversations_and_questions_make_a_chat_recipe(root: Path) -> None:
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
+    file = lines(root / "chat.jsonl", [{"id": i, "messages": turns} for i in range(40)])
+    chat = load_recipe(scaffold(root, "chat", file, "causal-lm"))
+    assert (chat.task, chat.data.train.messages, chat.data.train.id) == ("causal-lm", "messages", "id")
+    assert chat.finetune.learning_rate == USUAL_RATES["causal-lm"]["full"]
+    file = lines(root / "sums.jsonl", [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(40)])
+    sums = load_recipe(scaffold(root, "sums", file, "causal-lm", choice=Choice(test=file)))
+    assert (sums.data.train.prompt, sums.data.train.completion) == ("question", "answer")
+    assert sums.data.test is not None
+    assert sums.data.test.prompt == "question"
+
+
+def test_a_text_of_ones_own_is_the_original_benchmark(root: Path) -> None:
+    file = lines(root / "notes.jsonl", [{"text": text} for text in TEXTS])
+    original = root / "before.txt"
+    original.write_text("what the base could say before")
+    recipe = load_recipe(scaffold(root, "notes", file, "causal-lm", choice=Choice(original=original)))
+    assert recipe.data.train.text == "text"
+    assert recipe.benchmarks["original"].kind == "perplexity"
+    assert isinstance(recipe.data.source, dict)
+    assert recipe.data.source["original.txt"] == "path:before.txt"
+    with pytest.raises(DataError, match=r"a plain text, a file named \*\.txt"):
+        scaffold(root, "others", file, "causal-lm", choice=Choice(original=file))
+
+
+@pytest.mark.parametrize(
+    ("row", "loss"),
+    [
+        ({"sentence1": "a b", "sentence2": "a c", "score": 4.5}, "cosine"),
+        ({"query": "a b", "document": "a c"}, "multiple-negatives"),
+        ({"anchor": "a b", "positive": "a c", "negative": "x y"}, "triplet"),
+    ],
+)
+def test_pairs_choose_their_loss(root: Path, row: dict[str, object], loss: str) -> None:
+    file = lines(root / "pairs.jsonl", [row] * 40)
+    recipe = load_recipe(scaffold(root, "pairs", file, "sentence-embedding"))
+    assert recipe.finetune.loss == loss
+    assert recipe.data.train.score_range == ((0, 5) if "score" in row else (0, 1))
+
+
+def test_labelled_texts_make_an_embedding_recipe_too(root: Path) -> None:
+    recipe = load_recipe(scaffold(root, "intents", reviews(root / "d.csv"), "sentence-embedding"))
+    assert (recipe.finetune.loss, recipe.data.labels) == ("supervised-contrastive", ["bad", "good"])
+
+
+def images(folder: Path) -> Path:
+    """Write 12 images in folders of two labels; what they hold is not looked at here."""
+    for number in range(12):
+        path = folder / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"png")
+    return folder
+
+
+def test_folders_and_tables_of_images(root: Path) -> None:
+    folder = images(root / "pets")
+    names = sorted(path.relative_to(root).as_posix() for path in folder.glob("*/*"))
+    rows = [[name, Path(name).parent.name, "test" if i % 2 else "train"] for i, name in enumerate(names)]
+    listed = table(root / "labels.csv", ["file", "kind", "split"], rows)
+    made = scaffold(root, "pets", folder, "image-classification", "path:base", Choice(original=listed))
+    recipe = load_recipe(made)
+    assert (recipe.data.train.format, recipe.data.labels) == ("image-folder", ["cat", "dog"])
+    assert recipe.finetune.max_length is None
+    benchmark = recipe.benchmarks["original"]
+    assert benchmark.kind == "probe"
+    assert (benchmark.table.image, benchmark.table.where) == ("file", {"split": "test"})
+    assert isinstance(recipe.data.source, dict)
+    assert recipe.data.source["images"] == "path:pets"
+
+
+def test_images_need_a_base_and_an_original_benchmark(root: Path) -> None:
+    folder = images(root / "pets")
+    with pytest.raises(ConfigError, match="need --base"):
+        scaffold(root, "pets", folder, "image-classification")
+    with pytest.raises(ConfigError, match="need --original"):
+        scaffold(root, "pets", folder, "image-classification", "path:base")
+    listed = table(root / "labels.csv", ["file", "kind"], [["no/such.png", "a"], ["other.png", "b"]] * 5)
+    with pytest.raises(DataError, match=r"no image no/such\.png beside it"):
+        scaffold(root, "pets", listed, "image-classification", "path:base", Choice(original=folder))
+
+
+def test_a_split_column_is_kept_and_a_test_file_must_fit(root: Path) -> None:
+    rows = [[text, "ab"[i % 2], "test" if i % 3 else "train"] for i, text in enumerate(TEXTS)]
+    recipe = load_recipe(make(root, table(root / "d.csv", ["text", "label", "split"], rows)))
+    assert recipe.data.train.where == {"split": "train"}
+    assert recipe.data.test is not None
+    assert recipe.data.test.where == {"split": "test"}
+    other = table(root / "t.csv", ["text", "topic"], [["a", "b"]])
+    with pytest.raises(DataError, match=r"t\.csv has no column label"):
+        scaffold(root, "second", root / "d.csv", "text-classification", choice=Choice(test=other))
 
 
 def test_a_recipe_that_does_not_load_is_not_left_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

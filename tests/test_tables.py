@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from tasks.errors import ConfigError, DataError
 from tasks.recipe import Table
@@ -180,3 +182,35 @@ def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
     write_table(frame, tmp_path / "one" / "x.parquet")
     write_table(frame.set_index(pd.Index([7, 3])), tmp_path / "two.parquet")
     assert (tmp_path / "one" / "x.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+
+
+def test_a_prompt_and_its_completion_are_a_conversation(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"q": " 1 + 1? ", "a": "2"}\n{"q": "2 + 2?", "a": "4"}\n')
+    table = Table(file="sums.jsonl", format="jsonl", prompt="q", completion="a")
+    frame, _ = read_table(table, tmp_path, [], "causal-lm")
+    assert json.loads(frame["messages"][0]) == [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "2"},
+    ]
+    (tmp_path / "sums.jsonl").write_text('{"q": "", "a": "2"}\n{"q": "2 + 2?", "a": null}\n')
+    with pytest.raises(
+        DataError, match=r"prompt is empty: 1 row\(s\), line 1[\s\S]*completion is empty: 1 row\(s\), line 2"
+    ):
+        read_table(table, tmp_path, [], "causal-lm")
+    with pytest.raises(ValidationError, match="come together"):
+        Table(file="sums.jsonl", prompt="q")
+
+
+def test_a_folder_of_folders_names_the_labels(tmp_path: Path) -> None:
+    for name in ("negative/b.png", "positive/deep/a.jpg", "positive/notes.txt"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    table = Table(file="images", format="image-folder", image="image")
+    frame, _ = read_table(table, tmp_path, LABELS, "image-classification")
+    assert frame["label"].tolist() == ["negative", "positive"]
+    assert frame["image"].tolist() == [b"negative/b.png", b"positive/deep/a.jpg"]
+    with pytest.raises(DataError, match=r"There is no folder .*gone"):
+        read_table(table.model_copy(update={"file": "gone"}), tmp_path, LABELS, "image-classification")
+    with pytest.raises(ValidationError, match="set `image: image`, and neither"):
+        Table(file="images", format="image-folder", image="image", image_folder="images")

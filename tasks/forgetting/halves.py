@@ -152,13 +152,36 @@ def _last_words(name: str, benchmark: LastWordBenchmark, data: Data, raw: Path) 
 
 def _texts(name: str, benchmark: PerplexityBenchmark, data: Data, raw: Path) -> tuple[pd.DataFrame, Parts]:
     """Cut reference text into blocks of words, whatever the tokenizer, so that every base has the same examples."""
-    words = re.findall(r"\s*\S+", read_text(_file(name, raw / benchmark.file)))
+    words = re.findall(r"\s*\S+", _reference_text(name, benchmark, raw))
     size = benchmark.block_words
     blocks = ["".join(words[start : start + size]) for start in range(0, len(words) - size + 1, size)]
     if benchmark.max_blocks and len(blocks) > benchmark.max_blocks:
         step = len(blocks) / benchmark.max_blocks
         blocks = [blocks[int(place * step)] for place in range(benchmark.max_blocks)]
     return _asked([{"text": block} for block in blocks], "text", None, data), {}
+
+
+def _reference_text(name: str, benchmark: PerplexityBenchmark, raw: Path) -> str:
+    file = _file(name, raw / benchmark.file)
+    if benchmark.field is None:
+        return read_text(file)
+    if file.suffix == ".json":
+        try:
+            rows = list(enumerate(json.loads(read_text(file)), 1))
+            texts = {number: _words(row[benchmark.field]).strip() for number, row in rows}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"benchmark {name}: {file} is no JSON list of objects with {benchmark.field!r} "
+                f"({type(error).__name__}: {error})."
+            ) from None
+    else:
+        texts = {number: _words(row.get(benchmark.field)).strip() for number, row in _json_lines(name, file)}
+    _refuse(
+        name,
+        file,
+        [f"object {number}: {benchmark.field!r} is empty" for number, text in texts.items() if not text],
+    )
+    return "\n\n".join(texts.values())
 
 
 def _harness(name: str, benchmark: HarnessBenchmark, data: Data, raw: Path) -> tuple[pd.DataFrame, Parts]:
