@@ -59,7 +59,7 @@ def prepare(task: str, base: str, data: Data, benchmarks: Mapping[str, Benchmark
 
 
 def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
-    frame, dropped_rows = _read(data.train, task, data, paths)
+    frame, dropped_rows = _read("train", data.train, task, data, paths)
     dropped = {"train": dropped_rows}
     share = hash_positions(frame["group"], data.seed)
     test_share = 0.0 if data.test else data.test_share
@@ -71,7 +71,7 @@ def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
     others = {"test": data.test, REPLAY: data.replay, **data.targets}
     for name, table in others.items():
         if table is not None:
-            tables[name], dropped[name] = _read(table, task, data, paths)
+            tables[name], dropped[name] = _read(name, table, task, data, paths)
     _refuse_thin_splits(tables, data)
     (folder / "targets").mkdir(parents=True)
     files = {
@@ -99,8 +99,13 @@ def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
             log.info("dropped from %s: %d rows, %s", name, count, reason)
 
 
-def _read(table: Table, task: str, data: Data, paths: Paths) -> tuple[pd.DataFrame, dict[str, int]]:
+def _read(
+    name: str, table: Table, task: str, data: Data, paths: Paths
+) -> tuple[pd.DataFrame, dict[str, int]]:
     rows, dropped = read_table(table, paths.raw, data.labels, task)
+    if table.group is None and table.id is None and name != "train":
+        # Row 5 of this file and row 5 of the training file have nothing in common.
+        rows["group"] = f"{name}:" + rows["group"]
     chosen = first_by_hash(rows, table.max_rows, data.seed)
     return chosen, dropped | ({"beyond max_rows": len(rows) - len(chosen)} if len(chosen) < len(rows) else {})
 

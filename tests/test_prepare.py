@@ -271,3 +271,15 @@ def test_a_full_disk_at_the_last_file_leaves_what_was_there(
         run_stage("prepare", "tiny", paths.root)
     assert contents(paths) == before
     assert not [path for path in paths.out.iterdir() if path.name.startswith(".")]
+
+
+def test_rows_that_only_have_a_number_share_no_group_across_files(paths: Paths) -> None:
+    recipe = load_recipe(recipe_path(paths.root, "tiny"))
+    (paths.raw / "own.csv").write_bytes((paths.raw / "train.csv").read_bytes())
+    table = recipe.data.train.model_copy(update={"id": None, "group": None, "group_pattern": None})
+    own = table.model_copy(update={"file": "own.csv"})
+    data = recipe.data.model_copy(update={"train": table, "test": own})
+    prepare(recipe.task, recipe.base, data, recipe.benchmarks, paths=paths)
+    train, test = pd.read_parquet(paths.train), pd.read_parquet(paths.test)
+    assert not set(train["group"]) & set(test["group"])
+    assert len(test) == test["group"].nunique()
