@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,58 @@ def test_resumed_after_any_step_it_ends_with_the_same_bits(
         again, same_story = finished(trainer(base, scratch, **more))
         assert same_story == story, f"resumed in step {at}"
         assert all(torch.equal(again[name], value) for name, value in whole.items()), f"resumed in step {at}"
+
+
+def test_sigterm_in_a_long_validation_stops_at_once_and_loses_nothing(base: Path, tmp_path: Path) -> None:
+    whole, story = finished(trainer(base, tmp_path / "whole"))
+    measure = TextClassifier.measure
+    for epoch in (1, 2):
+        scratch, measured = tmp_path / str(epoch), []
+        with pytest.MonkeyPatch.context() as patch:
+
+            def slowly(
+                model: TextClassifier, table: pd.DataFrame, seen: list[int] = measured, last: int = epoch
+            ) -> Measured:
+                seen.append(1)
+                if len(seen) == last:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(60)
+                return measure(model, table)
+
+            patch.setattr(TextClassifier, "measure", slowly)
+            began = time.monotonic()
+            with pytest.raises(Preempted, match=f"stopped after step {4 * epoch} of 8"):
+                trainer(base, scratch).fit()
+        assert time.monotonic() - began < 30
+        again, same_story = finished(trainer(base, scratch))
+        assert same_story == story
+        assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_a_gradient_that_explodes_under_a_finite_loss_stops_and_names_the_rows(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Exploding(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, loss: torch.Tensor) -> torch.Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: object, *outputs: torch.Tensor) -> torch.Tensor:
+            return outputs[0] * 1e38 * 1e38
+
+    loss = TextClassifier.loss
+    monkeypatch.setattr(TextClassifier, "loss", lambda self, *rows: Exploding.apply(loss(self, *rows)))
+    with pytest.raises(
+        StageError, match=r"step 1: the loss is \d\.\d+ and the gradient's norm (nan|inf).*: r\d+, r"
+    ):
+        trainer(base, tmp_path).fit()
+
+
+def test_no_training_row_is_an_error(base: Path, tmp_path: Path) -> None:
+    section = Finetune.model_validate(ORDINARY)
+    with pytest.raises(StageError, match="no training rows: zero steps would be made"):
+        Trainer(tiny_classifier(base), section, rows(0), rows(12), tmp_path).fit()
 
 
 def test_sigterm_is_handled_as_before_when_training_has_ended(base: Path, tmp_path: Path) -> None:

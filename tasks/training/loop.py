@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ class Trainer:
         log.info("no lower validation loss for %d epochs: training ends early", patience)
         return True
 
-    def _epoch(self, stopped: Callable[[], bool]) -> None:
+    def _epoch(self, stopped: _Stop) -> None:
         progress, lines = self.progress, _Lines(self.steps, self.progress.step)
         self.model.train_mode()
         batches = self._batches(progress.epoch)
@@ -127,8 +128,8 @@ class Trainer:
             if stopped() or due:
                 save_checkpoint(self.scratch, progress.step, self._state())
             if stopped():
-                raise Preempted(f"stopped after step {progress.step} of {self.steps}; run it again to go on")
-        self._end_epoch()
+                raise self._preempted()
+        self._end_epoch(stopped)
 
     def _step(self, batch: np.ndarray, original: np.ndarray) -> float:
         share = rate_share(self.progress.step, self.steps, self.warmup)
@@ -174,11 +175,23 @@ class Trainer:
     def _parts(self, examples: Examples, rows: np.ndarray) -> list[np.ndarray]:
         return [rows] if self.model.whole_batches else micro_batches(rows, examples.lengths, MICRO_TOKENS)
 
-    def _end_epoch(self) -> None:
-        progress = self.progress
+    def _measure(self, stopped: _Stop) -> Measured:
+        """Measure the model; SIGTERM does not wait for the end of that, which may be long."""
         # What validation draws must not move training's random numbers: it draws none (no dropout).
-        self.model.settle(self.train)
-        measured = self.model.measure(self.validation)
+        try:
+            with stopped.at_once():
+                self.model.settle(self.train)
+                return self.model.measure(self.validation)
+        except _StopNow:
+            save_checkpoint(self.scratch, self.progress.step, self._state())
+            raise self._preempted() from None
+
+    def _preempted(self) -> Preempted:
+        return Preempted(f"stopped after step {self.progress.step} of {self.steps}; run it again to go on")
+
+    def _end_epoch(self, stopped: _Stop) -> None:
+        progress = self.progress
+        measured = self._measure(stopped)
         progress.train_loss = progress.loss_sum / len(self.examples)
         progress.history[-1] |= {"validation_loss": measured.loss, "validation_score": measured.score}
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
@@ -225,18 +238,48 @@ class Trainer:
         log.info("going on from the checkpoint at step %d of %d", self.progress.step, self.steps)
 
 
+class _StopNow(BaseException):
+    """SIGTERM came where waiting for a flag to be read could take too long."""
+
+
+class _Stop:
+    """SIGTERM as a flag that is read between steps, so that no step is left half done."""
+
+    def __init__(self) -> None:
+        self._asked = self._now = False
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Note that SIGTERM came."""
+        self._asked = True
+        if self._now:
+            self._now = False  # once is enough: what follows writes a checkpoint
+            raise _StopNow
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let SIGTERM end the body, by `_StopNow`."""
+        self._now = True
+        try:
+            if self._asked:
+                raise _StopNow
+            yield
+        finally:
+            self._now = False
+
+
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM into a flag that is read between steps, so that no step is left half done."""
-    asked: list[int] = []
-    previous = signal.getsignal(signal.SIGTERM)
+def _stop_flag() -> Iterator[_Stop]:
+    stop, previous = _Stop(), signal.getsignal(signal.SIGTERM)
     try:
-        signal.signal(signal.SIGTERM, lambda signum, frame: asked.append(signum))
+        signal.signal(signal.SIGTERM, stop.handle)
     except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield lambda: False
+        yield stop
         return
     try:
-        yield lambda: bool(asked)
+        yield stop
     finally:
         signal.signal(signal.SIGTERM, previous)
 
