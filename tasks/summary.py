@@ -73,6 +73,8 @@ class Reports:
 
 
 SHARES = ("accuracy",)
+READ = "unsupervised_share"
+"""The measure whose examples show what the model reads."""
 """Metrics that are shares, and read best as percentages."""
 METRICS = {"log_likelihood": "Log-likelihood a token (nats)", "mrr": "MRR"}
 KINDS: dict[str, type[Report]] = {
@@ -172,6 +174,8 @@ class Summary:
     """Expectations that failed, in words."""
     worst: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Measures that warned or refused, with their worst examples."""
+    views: tuple[str, ...] = ()
+    """Training rows as a language model reads them; what carries loss stands between ⟦ and ⟧."""
     flips: tuple[Row, ...] = ()
     lineage: tuple[tuple[str, str], ...] = ()
 
@@ -218,6 +222,7 @@ def summarize(
         data_sentence=_data_sentence(reports.schema) if reports.schema else "",
         failures=_failures(reports.validate) if reports.validate else (),
         worst=_worst(reports),
+        views=_views(reports),
         flips=tuple(_flip(flip) for flip in reports.merge.flips) if reports.merge and refused else (),
         lineage=(*_lineage(reports), *(lineage or {}).items()),
     )
@@ -505,8 +510,13 @@ def _worst(reports: Reports) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(
         (f"{_words(item.name)}: {item.meaning}", tuple(item.worst[:5]))
         for item in reports.check.measures
-        if item.name in judged and item.worst
+        if item.name in judged - {READ} and item.worst
     )
+
+
+def _views(reports: Reports) -> tuple[str, ...]:
+    measures = reports.check.measures if reports.check else []
+    return tuple(view for item in measures if item.name == READ for view in item.worst)
 
 
 def _flip(flip: Flip) -> Row:
@@ -613,7 +623,15 @@ def _render(template: str, summary: Summary) -> str:
         lstrip_blocks=True,
     )
     environment.filters["md"] = _markdown_text
+    environment.filters["marked"] = _marked
     return environment.get_template(template).render(summary=summary)
+
+
+def _marked(text: str) -> str:
+    """Return HTML in which what stands between ⟦ and ⟧ is marked."""
+    from markupsafe import Markup, escape
+
+    return Markup(str(escape(text)).replace("⟦", "<mark>").replace("⟧", "</mark>"))
 
 
 def _markdown_text(text: str) -> str:

@@ -301,6 +301,23 @@ def test_text_from_data_is_never_markup() -> None:
     assert len(re.findall(r"(?<!\\)\|", row)) == 6, "a bar in the data must not make a new column"
 
 
+def test_what_carries_loss_is_marked_and_stays_text() -> None:
+    reports = run_reports()
+    view = r.Measure(
+        name="unsupervised_share",
+        value=0.0,
+        meaning="",
+        remedy="",
+        worst=["7: user <b>hi</b> ⟦assistant yes⟧✂"],
+    )
+    made = summarize(
+        dataclasses.replace(reports, check=reports.check.model_copy(update={"measures": [view]})), "sentiment"
+    )
+    assert "user &lt;b&gt;hi&lt;/b&gt; <mark>assistant yes</mark>✂" in as_html(made)
+    assert "⟦assistant yes⟧✂" in as_markdown(made)
+    assert "What the model reads" not in as_html(summarize(reports, "sentiment"))
+
+
 def test_a_stopped_gate_does_not_show_the_verdict_of_the_run_before() -> None:
     summary = summarize(run_reports("gate"), "sentiment")
     assert summary.outcome == "GATE"
