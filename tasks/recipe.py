@@ -21,6 +21,8 @@ NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 SPLITS = ("train", "validation", "test")
 REPLAY = "replay"
+ORIGINAL = "original"
+"""What `check` calls the examples of the original benchmarks."""
 LABELLED = ("text-classification", "image-classification")
 """Tasks whose rows always have labels; those of a sentence embedding may."""
 
@@ -152,7 +154,7 @@ class Data(Section):
             problems.append(f"labels have no white space around them, and are not empty: {padded}")
         if len(self.labels) == 1:
             problems.append("labels has one label only: two are needed to tell apart, or none at all")
-        if taken := sorted(set(self.targets) & {*SPLITS, REPLAY}):
+        if taken := sorted(set(self.targets) & {*SPLITS, REPLAY, ORIGINAL}):
             problems.append(f"a target cannot be named like a split: {', '.join(taken)}")
         if problems:
             raise ValueError("; ".join(problems))
@@ -318,6 +320,8 @@ class Check(Section):
     """Seeds sampling and permutations."""
     near_duplicate_similarity: Fraction
     """Estimated Jaccard similarity of 5-character shingles from which two texts are near-duplicates."""
+    semantic_similarity: Fraction = 0.95
+    """Cosine of embeddings from which two rows mean the same."""
     permutations: int = Field(ge=99)
     """Permutations of the mismatch test."""
     max_rows: int = Field(gt=0)

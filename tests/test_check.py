@@ -12,6 +12,7 @@ import pytest
 
 import tasks.check
 from tasks.check import check
+from tasks.checks.sample import sampled
 from tasks.errors import DataError
 from tasks.paths import Paths
 from tasks.recipe import Check
@@ -36,6 +37,35 @@ ALWAYS = [
     "effective_diversity",
     "label_noise_share",
 ]
+
+
+OF_VARIETY = [
+    "effective_sample_share",
+    "length_spread",
+    "semantic_duplicate_share",
+    "coverage",
+    "least_diverse_class",
+    "mismatch_auc_original",
+    "mmd_original",
+]
+OF_A_TARGET = [
+    "tokens_per_word",
+    "unknown_token_share",
+    "length_ratio",
+    "mismatch_auc",
+    "mmd",
+    "coverage",
+    "label_shift",
+    "expected_accuracy",
+]
+
+
+def of_target(target: str) -> list[str]:
+    return [
+        *(f"{name}_{target}" for name in OF_A_TARGET),
+        f"mismatch_auc_{target}_original",
+        f"mmd_{target}_original",
+    ]
 
 
 class Stand:
@@ -86,7 +116,7 @@ def value(report: CheckReport, name: str) -> float:
 
 def test_ordinary_data_looks_ordinary(tmp_path: Path) -> None:
     report = run(tmp_path, ordinary(shop=reviews(60, 5000)))
-    assert list(measures(report)) == [*ALWAYS, "mismatch_auc_shop", "mmd_shop", "expected_accuracy_shop"]
+    assert sorted(measures(report)) == sorted([*ALWAYS, *OF_VARIETY, *of_target("shop")])
     for name in ALWAYS[:6]:
         assert value(report, name) == 0, name
     assert value(report, "minority_class_share") == 0.5
@@ -96,7 +126,12 @@ def test_ordinary_data_looks_ordinary(tmp_path: Path) -> None:
     assert value(report, "mismatch_auc_shop") == pytest.approx(0.5, abs=0.15)
     assert "within chance" in measures(report)["mismatch_auc_shop"].meaning
     assert report.rows == 260
-    assert report.sampled_rows == {"train": 120, "shop": 60}
+    assert value(report, "effective_sample_share") == 1
+    assert value(report, "label_shift_shop") < 0.1
+    assert value(report, "coverage_shop") > 0.7
+    assert value(report, "length_ratio_shop") == pytest.approx(1, abs=0.1)
+    assert measures(report)["mismatch_auc_original"].value is None, "there is no benchmark here"
+    assert report.sampled_rows == {"train": 120, "shop": 60, "original": 0}
     assert all(measure.meaning and measure.remedy for measure in report.measures)
 
 
@@ -111,6 +146,10 @@ def test_planted_copies_leaks_and_conflicts_are_counted_and_shown(tmp_path: Path
     tables["validation"] = [*tables["validation"], (train[60][0] + "!", train[60][1])]
     report = run(tmp_path, tables)
     found = measures(report)
+    assert value(report, "effective_sample_share") == pytest.approx(141**2 / (99 + 21 * 4) / 141)
+    # To this encoder only the row with the other label has an equal meaning: case is a difference.
+    assert value(report, "semantic_duplicate_share") == pytest.approx(1 / 141, abs=1e-4)
+    assert found["semantic_duplicate_share"].worst[0].startswith("1.00: t")
     assert value(report, "exact_duplicate_share") == pytest.approx(11 / 141)
     assert value(report, "near_duplicate_share") == pytest.approx(21 / 141)
     assert value(report, "leaked_test_share") == pytest.approx(4 / 44)
@@ -162,9 +201,35 @@ def test_another_domain_is_told_apart(tmp_path: Path) -> None:
     assert "promises too much" in measures(report)["expected_accuracy_news"].meaning
 
 
+def test_other_shares_of_labels_are_a_label_shift_and_what_is_far_is_shown(tmp_path: Path) -> None:
+    good = [(text, label) for text, label in reviews(400, 5000) if label][:60]
+    news = [(f"Parliament debated the budget of district {n} for hours", n % 2) for n in range(60)]
+    report = run(tmp_path, ordinary(happy=good, news=news))
+    found = measures(report)
+    assert value(report, "label_shift_happy") == pytest.approx(0.5, abs=0.1)
+    assert found["label_shift_happy"].worst[0].split(":")[0] in ("negative", "positive")
+    assert "0.50 at home" in found["label_shift_happy"].worst[0]
+    assert value(report, "coverage_news") < 0.1
+    assert found["coverage_news"].worst[0].startswith("n")
+    assert "to be expected when both are alike" in found["coverage_news"].meaning
+
+
+def test_a_narrow_label_is_the_least_diverse(tmp_path: Path) -> None:
+    tables = ordinary()
+    wide, narrow = reviews(400), reviews(8)
+    tables["train"] = [
+        *[(text, 0) for text, label in wide if label == 0][:100],
+        *[(text, 1) for text, label in narrow if label == 1] * 25,
+    ]
+    found = measures(run(tmp_path, tables))["least_diverse_class"]
+    assert "label positive" in found.meaning
+    assert found.worst[0].startswith("positive: ")
+    assert len(found.worst) == 2
+
+
 def test_a_target_of_five_rows_is_inconclusive(tmp_path: Path) -> None:
     found = measures(run(tmp_path, ordinary(tiny=reviews(5, 6000))))
-    for name in ("mismatch_auc_tiny", "mmd_tiny", "expected_accuracy_tiny"):
+    for name in of_target("tiny")[3:]:
         assert found[name].value is None
         assert "Inconclusive: tiny has 5 rows" in found[name].meaning
 
@@ -221,7 +286,7 @@ def test_a_sample_keeps_the_shares_of_labels_and_most_of_itself_when_the_table_g
     import pandas as pd
 
     table = pd.read_parquet(paths.train)
-    few, more = (tasks.check._sampled(table[:count], 100, seed=7) for count in (1000, 1100))
+    few, more = (sampled(table[:count], 100, seed=7) for count in (1000, 1100))
     assert few["label"].sum() == 10
     assert len(more) == 100
     assert len(set(few["id"]) & set(more["id"])) >= 80
@@ -295,10 +360,14 @@ def test_a_benchmark_that_the_training_rows_hold_is_found(tmp_path: Path) -> Non
         (paths.report_half, [f"{text} nobody said" for text in reviews_text(14)]),
     ):
         (half / "laws").mkdir(parents=True)
-        rows = pd.DataFrame({"id": [f"{half.name}{n}" for n in range(len(texts))], "query": texts})
+        rows = pd.DataFrame(
+            {"id": [f"{half.name}{n}" for n in range(len(texts))], "query": texts, "group": texts}
+        )
         rows.to_parquet(half / "laws" / "examples.parquet")
     write_base(paths)
     check(Check(seed=7, near_duplicate_similarity=0.8, permutations=99, max_rows=300), 32, paths=paths)
+    assert value(read_report(paths.check, CheckReport), "contaminated_laws_share") == pytest.approx(6 / 20)
+    assert "original has 6 rows" in measures(read_report(paths.check, CheckReport))["mmd_original"].meaning
     found = measures(read_report(paths.check, CheckReport))["contaminated_laws_share"]
     assert found.value == pytest.approx(6 / 20)
     assert found.worst[0].startswith("selection0 = train t")

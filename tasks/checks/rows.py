@@ -1,0 +1,225 @@
+"""What the rows alone tell, every one of them: copies, leaks, conflicts, balance, wording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.checks.words import WORST, extract, row_name
+from tasks.measures import contamination, diversity, duplicates, images
+from tasks.paths import Paths
+from tasks.recipe import SPLITS
+from tasks.reports import Measure
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def copies(train: pd.DataFrame, similarity: float) -> list[Measure]:
+    if "image" in train:
+        exact, near = _image_clusters(train["image"].tolist())
+    else:
+        texts = _forms(train)
+        exact, near = duplicates.exact_clusters(texts), duplicates.near_clusters(texts, similarity)
+    return [
+        Measure(
+            name="exact_duplicate_share",
+            value=redundant(exact),
+            meaning="Share of training rows that repeat an earlier row, but for case, spacing and punctuation.",
+            remedy="Remove the copies: they weigh rows more without adding any.",
+            worst=largest_clusters(train, exact),
+        ),
+        Measure(
+            name="near_duplicate_share",
+            value=redundant(near),
+            meaning="Share of training rows that could go if one row of each cluster of near-copies stayed "
+            f"(Jaccard similarity of 5-character shingles ≥ {similarity}; exact copies included).",
+            remedy="Keep one row a cluster, or look for the template that wrote them.",
+            worst=largest_clusters(train, near),
+        ),
+        Measure(
+            name="effective_sample_share",
+            value=round(diversity.effective_sample_size(near) / len(near), 6),
+            meaning=f"Effective sample size over {len(near)} training rows, when near-copies say one thing together: 1 "
+            "has no copies; a cluster that holds a tenth of the rows costs far more than as many pairs.",
+            remedy="Keep one row a cluster of near-copies, the largest clusters first.",
+        ),
+    ]
+
+
+def _image_clusters(contents: list[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return images.exact_image_clusters(contents), images.near_image_clusters(contents)
+
+
+def _forms(table: pd.DataFrame) -> list[str]:
+    """Return what two rows have in common when one is a copy of the other: their texts, or an image's content."""
+    if "image" in table:
+        return [images.image_normal_form(content) for content in table["image"]]
+    if "positive" in table:
+        return (table["text"] + "\n" + table["positive"]).tolist()
+    return table["text"].tolist()
+
+
+def redundant(clusters: NDArray[np.int64]) -> float:
+    return 1 - len(np.unique(clusters)) / len(clusters)
+
+
+def largest_clusters(table: pd.DataFrame, clusters: NDArray[np.int64]) -> list[str]:
+    roots, sizes = np.unique(clusters, return_counts=True)
+    largest = sorted(zip((-sizes).tolist(), roots.tolist(), strict=True))[:WORST]
+    worst = []
+    for size, root in largest:
+        if size < -1:
+            ids = table["id"].to_numpy()[clusters == root]
+            more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
+            worst.append(f"{-size} rows ({', '.join(map(str, ids[:4]))}{more}): {extract(table, root)}")
+    return worst
+
+
+def leak(tables: dict[str, pd.DataFrame], split: str, similarity: float) -> Measure:
+    table, train = tables[split], tables["train"]
+    if "image" in table:
+        found = images.image_leaks(table["image"].tolist(), train["image"].tolist())
+    else:
+        found = duplicates.leaks(_forms(table), _forms(train), similarity)
+    leaked = np.flatnonzero(found >= 0)
+    return Measure(
+        name=f"leaked_{split}_share",
+        value=len(leaked) / len(table) if len(table) else None,
+        meaning=f"Share of {split} rows that equal or nearly equal a training row: they measure memory."
+        if len(table)
+        else f"Inconclusive: {split} has no rows.",
+        remedy=f"Remove these rows from train or {split}, or give copies one group "
+        "(`group`), to keep them together.",
+        worst=[
+            f"{row_name(table, row)} = train {row_name(train, found[row])}: {extract(table, row)}"
+            for row in leaked[:WORST].tolist()
+        ],
+    )
+
+
+def contaminated(train: pd.DataFrame, paths: Paths) -> list[Measure]:
+    """Look for each original benchmark's examples, of both halves, in the training rows."""
+    return [_contamination(name, examples, train) for name, examples in _benchmarks(paths)]
+
+
+def original_examples(paths: Paths) -> pd.DataFrame:
+    """Return what the original benchmarks ask (id, text, group, and `image` of images), of their selection halves."""
+    import pandas as pd
+
+    columns = ["id", "text", "image", "group"]
+    parts = [
+        examples.assign(id=name + " " + examples["id"].astype(str))[[c for c in columns if c in examples]]
+        for name, examples in _benchmarks(paths, report=False)
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def _benchmarks(paths: Paths, report: bool = True) -> Iterator[tuple[str, pd.DataFrame]]:
+    import pandas as pd
+
+    for folder in sorted(path for path in paths.selection.iterdir() if path.is_dir()):
+        halves = [paths.selection, *([paths.report_half] if report else [])]
+        read = [pd.read_parquet(half / folder.name / "examples.parquet") for half in halves]
+        examples = pd.concat(read, ignore_index=True)
+        if "image" not in examples:
+            column = next(name for name in ("query", "context", "text") if name in examples)
+            examples = examples.assign(text=examples[column])
+        yield folder.name, examples
+
+
+def _contamination(name: str, examples: pd.DataFrame, train: pd.DataFrame) -> Measure:
+    if "image" in examples:
+        by = images.image_leaks(examples["image"].tolist(), train["image"].tolist())
+    else:
+        by = contamination.contamination(examples["text"].tolist(), _forms(train)).by
+    hit = np.flatnonzero(by >= 0)
+    return Measure(
+        name=f"contaminated_{name}_share",
+        value=len(hit) / len(examples),
+        meaning=f"Share of the {len(examples)} examples of benchmark {name} that the training rows hold, "
+        "whole or by an n-gram of words that identifies them: there it would be measured what was taught.",
+        remedy=f"Remove these rows from the training data, or take other examples for {name}.",
+        worst=[
+            f"{row_name(examples, row)} = train {row_name(train, int(by[row]))}: {extract(examples, row)}"
+            for row in hit[:WORST].tolist()
+        ],
+    )
+
+
+def group_leak(tables: dict[str, pd.DataFrame]) -> Measure:
+    seen = set(tables["train"]["group"].astype(str))
+    shared, rows, worst = 0, 0, []
+    for split in ("validation", "test"):
+        groups = tables[split]["group"].astype(str)
+        inside = groups.isin(seen)
+        rows, shared = rows + len(groups), shared + int(inside.sum())
+        worst += [f"{split}: group {group}" for group in groups[inside].drop_duplicates().tolist()[:WORST]]
+        seen |= set(groups)
+    return Measure(
+        name="group_leak_share",
+        value=shared / rows if rows else None,
+        meaning="Share of validation and test rows whose group is also in an earlier split."
+        if rows
+        else "Inconclusive: validation and test have no rows.",
+        remedy="Split by group: name the column of what must not be split (`group`).",
+        worst=worst[:WORST],
+    )
+
+
+def conflicts(tables: dict[str, pd.DataFrame], names: Sequence[str]) -> Measure:
+    import pandas as pd
+
+    rows = pd.concat([tables[split].assign(split=split) for split in SPLITS], ignore_index=True)
+    forms = _forms(rows)
+    conflict = duplicates.conflicts(forms, rows["label"].tolist())
+    first = sorted(np.flatnonzero(conflict).tolist(), key=lambda row: duplicates.normalise(forms[row]))
+    return Measure(
+        name="conflicting_label_share",
+        value=float(conflict.mean()),
+        meaning="Share of rows whose text also occurs with another label (train, validation "
+        "and test together).",
+        remedy="Decide which label is right, or drop the text.",
+        worst=[
+            f"{rows['split'].iloc[row]} {row_name(rows, row)} "
+            f"[{names[rows['label'].iloc[row]]}]: {extract(rows, row)}"
+            for row in first[: 2 * WORST]
+        ],
+    )
+
+
+def balance(train: pd.DataFrame, names: Sequence[str]) -> list[Measure]:
+    counts = diversity.class_counts(train["label"].tolist(), len(names))
+    listed = ", ".join(
+        f"{name} {count}" for name, count in list(zip(names, counts.tolist(), strict=True))[:20]
+    )
+    return [
+        Measure(
+            name="minority_class_share",
+            value=int(counts.min()) / int(counts.sum()),
+            meaning=f"Share of training rows of the rarest of {len(names)} labels ({listed}).",
+            remedy=f"Collect rows labelled {names[int(counts.argmin())]}, or leave that label out.",
+        ),
+        Measure(
+            name="class_entropy",
+            value=round(diversity.class_entropy(counts), 6),
+            meaning="Entropy of the labels over its maximum: 1 is balanced, 0 is one label only.",
+            remedy="Collect rows of the rare labels.",
+        ),
+    ]
+
+
+def wording(train: pd.DataFrame) -> Measure:
+    value, drawn = diversity.distinct_bigrams(train["text"].tolist())
+    return Measure(
+        name="distinct_2",
+        value=round(value, 4) if drawn else None,
+        meaning=f"Share of word pairs that differ, expected among {drawn} drawn from the training texts "
+        "(a fixed number, so that longer sets compare)."
+        if drawn
+        else "Inconclusive: no text has two words.",
+        remedy="Look for templates and repeated phrases; collect texts from more sources.",
+    )

@@ -1,0 +1,72 @@
+"""The rows that are embedded: a stratified, seeded sample, and whether it can say anything."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SMALLEST_SAMPLE = 30
+SMALLEST_GROUPS = 10
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows of one table that are embedded, and their vectors (rows, dim)."""
+
+    name: str
+    rows: pd.DataFrame
+    vectors: NDArray[np.float32]
+
+    @property
+    def groups(self) -> list[str]:
+        return [str(group) for group in self.rows["group"]]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.rows["label"].to_numpy(dtype=np.int64)
+
+
+def enough(sample: Sample) -> bool:
+    return too_small(sample) is None
+
+
+def too_small(sample: Sample) -> str | None:
+    """Return why nothing can be estimated from this sample, or None."""
+    rows, groups = len(sample.rows), len(set(sample.groups))
+    if rows < SMALLEST_SAMPLE:
+        return f"Inconclusive: {sample.name} has {rows} rows, and fewer than {SMALLEST_SAMPLE} say nothing."
+    if groups < SMALLEST_GROUPS:
+        return (
+            f"Inconclusive: {sample.name} has {groups} groups, and fewer than {SMALLEST_GROUPS} say nothing."
+        )
+    return None
+
+
+def sampled(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    """Return at most `most` rows with the table's shares of labels, in its order.
+
+    Rows are ranked by a hash of seed, id and text, so that a table that grows keeps most of its sample (and
+    its embeddings).
+    """
+    if len(table) <= most:
+        return table.reset_index(drop=True)
+    named = zip(table["id"], table["text"], strict=True)
+    hashes = [
+        hashlib.sha256(f"{seed}:{name}:{text}".encode("utf-8", "surrogatepass")).hexdigest()
+        for name, text in named
+    ]
+    label = table["label"].to_numpy() if "label" in table else np.zeros(len(table), dtype=np.int64)
+    order = np.argsort(np.array(hashes), kind="stable")
+    rank_in_class = np.empty(len(table))
+    for value in np.unique(label):
+        mine = order[label[order] == value]
+        rank_in_class[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    chosen = np.sort(order[np.argsort(rank_in_class[order], kind="stable")][:most])
+    return table.iloc[chosen].reset_index(drop=True)

@@ -1,0 +1,43 @@
+"""Words that the measures of `check` share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tasks.reports import Measure
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORST = 5
+"""Examples shown of a measure."""
+
+
+def inconclusive(name: str, reason: str, remedy: str) -> Measure:
+    reason = (
+        reason or "Inconclusive: the training rows have one label only, so there is nothing to tell apart."
+    )
+    return Measure(name=name, value=None, meaning=reason, remedy=remedy)
+
+
+def significance(p_value: float, permutations: int) -> str:
+    verdict = "more than chance" if p_value <= 0.05 else "within chance"
+    return f"The difference is {verdict} (p = {p_value:.3g}, {permutations} permutations)."
+
+
+def rounded(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Round as far as embeddings agree whatever the batches they were computed in."""
+    return (round(interval[0], 4), round(interval[1], 4)) if interval else None
+
+
+def row_name(table: pd.DataFrame, row: int) -> str:
+    return str(table["id"].iloc[row])
+
+
+def extract(table: pd.DataFrame, row: int) -> str:
+    return _short(table["text"].iloc[row])
+
+
+def _short(text: str) -> str:
+    line = " ".join(text[:400].split())
+    return line if len(line) <= 80 else line[:79] + "…"
