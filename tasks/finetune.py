@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from tasks import reports
-from tasks.device import hold_device
+from tasks.device import hold_devices
 from tasks.families import family
 from tasks.families.interface import Model
 from tasks.files import write_text
@@ -28,6 +28,9 @@ from tasks.paths import Paths, store
 from tasks.recipe import REPLAY, Finetune
 from tasks.sources import base_folder
 from tasks.splits import read_splits
+from tasks.training.copies import open_copies
+from tasks.training.distributed import first_rank, is_rank
+from tasks.training.launch import launch, pick_devices
 from tasks.training.run import Trained, refuse_high_rate, train_model
 
 log = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
     """Tune the base on the training split and keep the epoch with the least validation loss.
 
     Raises:
-        ConfigError: the rate is more than ten times the usual one and not forced.
+        ConfigError: the rate is more than ten times the usual one and not forced, or there are fewer devices.
         StageError: the data has not been cleared, or the loss is not finite.
         Preempted: SIGTERM came; the work is checkpointed.
     """
@@ -48,20 +51,31 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
     refuse_high_rate(section, kind)
     verify_passport(paths)
     base = reports.read_report(paths.base, reports.Base)
+    scratch = store() / "checkpoints" / _inputs_hash(section, base, schema)
+    copies = open_copies(scratch.name)
+    if section.devices > 1 and section.method != "probe" and not is_rank():
+        devices = pick_devices(section)
+        with hold_devices(devices):
+            launch(paths.recipe, len(devices))
+        return
     device = pick_device()
-    with hold_device(device):
+    # Of several processes that train together, their parent holds the devices.
+    with hold_devices([] if is_rank() else [device]):
         torch.use_deterministic_algorithms(device == "cpu")
         torch.manual_seed(section.seed)
         train, validation = tables["train"], tables["validation"]
         model = kind.begin(base_folder(base, paths.root), section, schema.labels, train, validation, device)
         log.info("%s: validation %s %.4f", model.start_means, model.metric, model.start_score)
-        scratch = store() / "checkpoints" / _inputs_hash(section, base, schema)
-        trained = train_model(model, section, train, validation, scratch, tables.get(REPLAY))
+        trained = train_model(model, section, train, validation, scratch, tables.get(REPLAY), copies=copies)
+    if not first_rank():
+        return
     model.save(paths.tuned)
     history = pd.DataFrame(trained.progress.history, columns=HISTORY)
     write_text(paths.history, history.to_csv(index=False, float_format="%.6g"))
     reports.write_report(paths.finetune, _report(section, model, trained))
     shutil.rmtree(scratch, ignore_errors=True)
+    if copies is not None:
+        copies.remove()
 
 
 def _inputs_hash(section: Finetune, base: reports.Base, schema: reports.SplitSchema) -> str:

@@ -437,6 +437,10 @@ class Finetune(Section):
     """Arithmetic of the forward and backward pass; weights stay fp32."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between scratch checkpoints."""
+    devices: int = Field(default=1, ge=1)
+    """Devices of this machine that train together: CUDA devices, or processors where there are none."""
+    sharding: Literal["replicate", "shard"] = "replicate"
+    """On several devices: `replicate` keeps the whole model on each (DDP), `shard` a piece of it (FSDP2)."""
     seed: int
     """Seeds the head, the order of the rows and dropout."""
 

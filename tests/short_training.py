@@ -34,11 +34,11 @@ def texts(count: int, first: int = 0) -> pd.DataFrame:
 
 def short_trainer(scratch: Path, **more: Any) -> Trainer:
     """Return a trainer of a tiny Llama with dropout on its attention: what random numbers do must be kept too."""
-    network = tiny_lm("llama", attention_dropout=0.1)
+    network = tiny_lm("llama", attention_dropout=more.pop("attention_dropout", 0.1))
     network.config.use_cache = False
     model = CausalLM(network, tiny_tokenizer(), "cpu", "fp32", max_length=32)
     section = Finetune.model_validate({**SECTION, **more})
-    return Trainer(model, section, texts(72), texts(12, 100), scratch, texts(20, 200))
+    return Trainer(model, section, texts(71), texts(12, 100), scratch, texts(20, 200))
 
 
 def train_and_tell(scratch: Path, told: Path, **more: Any) -> None:

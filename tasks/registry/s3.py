@@ -35,7 +35,8 @@ CHUNK = 1 << 20
 class S3Storage:
     """Keys below `s3://bucket/prefix`. Creation is `If-None-Match: *`, a swap `If-Match` on the ETag."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, what: str = "registry", setting: str = "RETAIN_REGISTRY") -> None:
+        self.what, self.setting = what, setting
         bucket, _, prefix = location.removeprefix("s3://").partition("/")
         if not bucket:
             raise RegistryError(f"{location!r} names no bucket: write s3://bucket/prefix.")
@@ -50,7 +51,7 @@ class S3Storage:
             ValueError,
         ) as error:  # a ValueError is how an endpoint that is no address is said
             raise RegistryError(
-                f"The registry {self.place} cannot be used: {error}. Remedy: {_set_up(error)}."
+                f"The {what} {self.place} cannot be used: {error}. Remedy: {_set_up(error)}."
             ) from error
         # boto3's other transfer client drops a custom endpoint.
         self.transfer = TransferConfig(preferred_transfer_client="classic")
@@ -191,9 +192,9 @@ class S3Storage:
         ):
             remedy = "check the credentials and that they may get, put, list and delete there"
         elif isinstance(error, ClientError) and _code(error) in (*MISSING, "NoSuchBucket"):
-            remedy = "make the bucket, or correct RETAIN_REGISTRY"
+            remedy = f"make the bucket, or correct {self.setting}"
         raise RegistryError(
-            f"The registry {self.place} ({endpoint}) cannot be used: {error}. Remedy: {remedy}."
+            f"The {self.what} {self.place} ({endpoint}) cannot be used: {error}. Remedy: {remedy}."
         ) from error
 
 

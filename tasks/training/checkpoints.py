@@ -25,8 +25,13 @@ STATE = "state.pt"
 MANIFEST = "manifest.json"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after `step` steps below `folder`; keep the last two."""
+def folder_of(step: int) -> str:
+    """Return the name of the folder of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write the state after `step` steps below `folder`, and return where; keep the last two."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=".new."))
     try:
@@ -36,25 +41,41 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         manifest = {"step": step, "sha256": sha256_of(aside / STATE)}
         write_text(aside / MANIFEST, json.dumps(manifest) + "\n")
-        target = folder / f"step-{step:08d}"
+        target = folder / folder_of(step)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def whole_steps(folder: Path) -> list[int]:
+    """Return the steps whose checkpoints are there and whole."""
+    return [
+        int(candidate.name.removeprefix("step-"))
+        for candidate in folder.glob("step-*")
+        if _damage(candidate) is None
+    ]
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Load the newest whole checkpoint; a damaged one is skipped with a warning."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            manifest = json.loads((candidate / MANIFEST).read_text(encoding="utf-8"))
-            if sha256_of(candidate / STATE) == manifest["sha256"]:
-                state: dict[str, Any] = torch.load(candidate / STATE, map_location="cpu", weights_only=True)
-                return state
-            reason = "its content does not match its manifest"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        reason = _damage(candidate)
+        if reason is None:
+            state: dict[str, Any] = torch.load(candidate / STATE, map_location="cpu", weights_only=True)
+            return state
         log.warning("skipping the damaged checkpoint %s (%s)", candidate, reason)
     return None
+
+
+def _damage(candidate: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((candidate / MANIFEST).read_text(encoding="utf-8"))
+        whole = sha256_of(candidate / STATE) == manifest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None if whole else "its content does not match its manifest"

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +26,8 @@ from tasks.recipe import Finetune
 from tasks.training.adapters import load_state_beside_base, state_beside_base
 from tasks.training.batches import micro_batches
 from tasks.training.checkpoints import newest_checkpoint, save_checkpoint
+from tasks.training.copies import Copies
+from tasks.training.distributed import find_team
 from tasks.training.keeping import make_keeping
 from tasks.training.layers import parameter_groups, rate_share, thawed
 
@@ -66,15 +69,19 @@ class Trainer:
         scratch: Path,
         original: pd.DataFrame | None = None,
         watch: Watch | None = None,
+        copies: Copies | None = None,
     ):
-        self.model, self.section, self.scratch, self.watch = model, section, scratch, watch
+        self.team, self.given = find_team(model, section), model
+        self.model = self.team.own(model)
+        self.section, self.scratch, self.copies, self.watch = section, scratch, copies, watch
         self.train, self.validation = train, validation
         self.examples = model.examples(train)
-        self.network = model.network
+        self.network = self.model.network
         groups = parameter_groups(self.network, section)
         self.top = max(int(str(group["depth"])) for group in groups)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
-        self.keeping = make_keeping(model, section, original)
+        self.team.join(self.network)
+        self.keeping = make_keeping(self.model, section, original)
         self.steps = section.epochs * len(self._batches(0))
         self.warmup = math.ceil(self.steps * section.warmup_share)
         self.progress = Progress()
@@ -89,14 +96,16 @@ class Trainer:
         """
         if self.steps == 0:
             raise StageError("there are no training rows: zero steps would be made")
-        torch.manual_seed(self.section.seed)
+        torch.manual_seed(self.section.seed + self.team.rank)
         self._resume()
         with _stop_flag() as stopped:
             while self.progress.epoch < self.section.epochs and not self._lost_patience():
                 self._epoch(stopped)
         if self.best is not None:
             load_state_beside_base(self.network, self.best)
-            self.model.settle(self.train)
+        self.team.give_back(self.model, self.given)
+        if self.best is not None:
+            self.given.settle(self.train)
         return self.progress
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
@@ -125,9 +134,10 @@ class Trainer:
             )
             lines.say(progress.step, len(batch), int(self.examples.lengths[batch].sum()), loss, rate)
             due = progress.step % self.section.checkpoint_every == 0
-            if stopped() or due:
-                save_checkpoint(self.scratch, progress.step, self._state())
-            if stopped():
+            stop = self.team.any(stopped())
+            if stop or due:
+                self._save()
+            if stop:
                 raise self._preempted()
         self._end_epoch(stopped)
 
@@ -140,7 +150,7 @@ class Trainer:
                 parameter.requires_grad_(awake)
         total = self._backward(batch, original)
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(trained, self.section.max_grad_norm))
+        norm = float(self.team.in_one(nn.utils.clip_grad_norm_(trained, self.section.max_grad_norm)))
         if not (math.isfinite(total) and math.isfinite(norm)):
             rows = ", ".join(self.examples.ids[index] for index in batch)
             raise StageError(
@@ -158,33 +168,58 @@ class Trainer:
             sets.append((self.keeping.replay, original))
         weight = sum(float(examples.weights[rows].sum()) for examples, rows in sets)
         own = float(self.examples.weights[batch].sum())
+        passes = [
+            (examples, part)
+            for examples, rows in sets
+            for part in (self._parts(examples, self.team.share(rows)) if weight else [])
+        ]
         total = 0.0
-        for examples, rows in sets:
-            for part in self._parts(examples, rows) if weight else []:
-                loss = self.model.loss(examples, part)
-                if examples is self.examples:
-                    total += loss.item()
-                if self.keeping.teacher is not None:
-                    apart = self.model.distillation(self.keeping.teacher, examples, part)
-                    loss = loss + self.keeping.distill * apart
-                (loss / weight).backward()
+        for (examples, part), counts, last in self.team.in_step(passes, (self.examples, batch[:1])):
+            loss, new = self.team.call(partial(self._loss, examples, part), last)
+            (loss * counts / weight).backward()
+            total += new if counts else 0.0
         if (penalty := self.keeping.penalty()) is not None:
             penalty.backward()
-        return total / own if own else 0.0
+        return self.team.total(total) / own if own else 0.0
+
+    def _loss(self, examples: Examples, part: np.ndarray) -> tuple[Tensor, float]:
+        """Return the loss of some rows, with the distillation asked for, and what of it is that of new rows."""
+        loss = self.model.loss(examples, part)
+        new = loss.item() if examples is self.examples else 0.0
+        if self.keeping.teacher is not None:
+            apart = self.model.distillation(self.keeping.teacher, examples, part)
+            loss = loss + self.keeping.distill * apart
+        return loss, new
 
     def _parts(self, examples: Examples, rows: np.ndarray) -> list[np.ndarray]:
+        if not len(rows):
+            return []
         return [rows] if self.model.whole_batches else micro_batches(rows, examples.lengths, MICRO_TOKENS)
 
     def _measure(self, stopped: _Stop) -> Measured:
         """Measure the model; SIGTERM does not wait for the end of that, which may be long."""
         # What validation draws must not move training's random numbers: it draws none (no dropout).
         try:
-            with stopped.at_once():
-                self.model.settle(self.train)
-                return self.model.measure(self.validation)
+            with stopped.at_once() if self.team.reads_alone else contextlib.nullcontext():
+                measured = self.team.read(self._validate)
         except _StopNow:
-            save_checkpoint(self.scratch, self.progress.step, self._state())
-            raise self._preempted() from None
+            measured = None
+        if self.team.any(measured is None or stopped()) or measured is None:
+            self._save()
+            raise self._preempted()
+        return measured
+
+    def _validate(self) -> Measured:
+        self.model.settle(self.train)
+        return self.model.measure(self.validation)
+
+    def _save(self) -> None:
+        state = self._state()
+        if self.team.first:
+            written = save_checkpoint(self.scratch, self.progress.step, state)
+            if self.copies is not None:
+                self.copies.put(written)
+        self.team.any(False)  # nobody goes on, or ends, before it is whole
 
     def _preempted(self) -> Preempted:
         return Preempted(f"stopped after step {self.progress.step} of {self.steps}; run it again to go on")
@@ -192,22 +227,18 @@ class Trainer:
     def _end_epoch(self, stopped: _Stop) -> None:
         progress = self.progress
         measured = self._measure(stopped)
+        # What one of them decides, all must: the first one's numbers are those of all.
+        loss, score = self.team.each((measured.loss, measured.score))[0]
         progress.train_loss = progress.loss_sum / len(self.examples)
-        progress.history[-1] |= {"validation_loss": measured.loss, "validation_score": measured.score}
+        progress.history[-1] |= {"validation_loss": loss, "validation_score": score}
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
-        log.info(
-            "epoch %d: validation loss %.4f, %s %.4f",
-            progress.epoch,
-            measured.loss,
-            self.model.metric,
-            measured.score,
-        )
-        if not math.isfinite(measured.loss):
+        log.info("epoch %d: validation loss %.4f, %s %.4f", progress.epoch, loss, self.model.metric, score)
+        if not math.isfinite(loss):
             raise StageError(
-                f"epoch {progress.epoch}: the validation loss is {measured.loss}; lower finetune.learning_rate"
+                f"epoch {progress.epoch}: the validation loss is {loss}; lower finetune.learning_rate"
             )
-        if measured.loss < progress.best_loss:
-            progress.best_loss, progress.best_score = measured.loss, measured.score
+        if loss < progress.best_loss:
+            progress.best_loss, progress.best_score = loss, score
             progress.best_epoch = progress.epoch
             self.best = copy.deepcopy(state_beside_base(self.network))
         if self.watch is not None:
@@ -218,23 +249,29 @@ class Trainer:
         if torch.cuda.is_available():
             generators += torch.cuda.get_rng_state_all()
         return {
-            "network": state_beside_base(self.network),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
+            "network": self.team.whole(state_beside_base(self.network)),
+            "optimizer": self.team.whole(self.optimizer.state_dict()),
+            "best": self.team.whole(self.best),
             "progress": vars(self.progress),
-            "generators": generators,
+            "generators": self.team.each(generators),
         }
 
     def _resume(self) -> None:
+        if self.copies is not None and self.team.first:
+            self.copies.fetch(self.scratch)
+        self.team.any(False)  # all look when it is there
         state = newest_checkpoint(self.scratch)
         if state is None:
             return
-        load_state_beside_base(self.network, state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best, self.progress = state["best"], Progress(**state["progress"])
-        torch.set_rng_state(state["generators"][0])
-        if torch.cuda.is_available() and len(state["generators"]) > 1:
-            torch.cuda.set_rng_state_all(state["generators"][1:])
+        load_state_beside_base(self.network, self.team.pieces(state["network"], self.network))
+        self.optimizer.load_state_dict(self.team.optimizer_pieces(state["optimizer"], self.optimizer))
+        if state["best"] is not None:
+            self.best = dict(self.team.pieces(state["best"], self.network))
+        self.progress = Progress(**state["progress"])
+        generators = state["generators"][self.team.rank]
+        torch.set_rng_state(generators[0])
+        if torch.cuda.is_available() and len(generators) > 1:
+            torch.cuda.set_rng_state_all(generators[1:])
         log.info("going on from the checkpoint at step %d of %d", self.progress.step, self.steps)
 
 

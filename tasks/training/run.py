@@ -13,6 +13,7 @@ from tasks.families.interface import Model
 from tasks.rates import USUAL_RATES
 from tasks.recipe import Finetune
 from tasks.training.adapters import add_adapters, merge_adapters
+from tasks.training.copies import Copies
 from tasks.training.loop import Progress, Trainer, Watch
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,12 @@ def train_model(
     scratch: Path,
     original: pd.DataFrame | None = None,
     watch: Watch | None = None,
+    copies: Copies | None = None,
 ) -> Trained:
     """Train a model that `Model.begin` made ready, as its recipe says; adapters are merged in at the end.
 
-    `original` are the rows of `data.replay`; `watch` is told after every epoch, and may raise to end it all.
+    `original` are the rows of `data.replay`; `watch` is told after every epoch, and may raise to end it all; `copies`
+    are where checkpoints are kept beside `scratch`.
 
     Raises:
         StageError: there is nothing to train on, or the loss or a gradient is not finite.
@@ -72,7 +75,7 @@ def train_model(
         return _probe(model, train, validation)
     if section.lora is not None:
         add_adapters(model.backbone, **section.lora.model_dump(), seed=section.seed)
-    trainer = Trainer(model, section, train, validation, scratch, original, watch)
+    trainer = Trainer(model, section, train, validation, scratch, original, watch, copies)
     truncated = trainer.examples.truncated
     if truncated:
         log.warning("%d of %d training rows are cut at %s tokens", truncated, len(train), section.max_length)
