@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.build import Outcome, build_stage, check_listed, is_current, open_repo, order_lock
 from flows.changes import Changes
 from flows.console import find_root
+from flows.gpu_queue import gpu_turn
+from flows.progress import followed
 from flows.run_lock import IfRunning, only_run
 from flows.workspace import Workspace, commit_of, experiment_name, own_workspace, save_experiment
 from tasks.errors import Refused
@@ -90,7 +92,8 @@ class Run:
 
     def build(self, stage: str, *, force: bool = False) -> Outcome:
         """Bring a stage up to date."""
-        self.outcomes[stage] = build_stage(self.repo, self.paths.recipe, stage, _logger().info, force=force)
+        say = followed(_logger().info, self.paths.recipe)
+        self.outcomes[stage] = build_stage(self.repo, self.paths.recipe, stage, say, force=force)
         return self.outcomes[stage]
 
     def save(self) -> str | None:
@@ -204,9 +207,7 @@ def queue_for_gpu(run: Run, stage: str) -> Iterator[None]:
     ):
         yield
         return
-    from prefect.concurrency.sync import concurrency
-
-    with concurrency("gpu", occupy=1):
+    with gpu_turn(stage, run.say):
         yield
 
 

@@ -32,6 +32,7 @@ from tasks.training.copies import open_copies
 from tasks.training.distributed import first_rank, is_rank
 from tasks.training.launch import launch, pick_devices
 from tasks.training.run import Trained, refuse_high_rate, train_model
+from tasks.training.tensorboard import open_board
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
     verify_passport(paths)
     base = reports.read_report(paths.base, reports.Base)
     scratch = store() / "checkpoints" / _inputs_hash(section, base, schema)
-    copies = open_copies(scratch.name)
+    copies, board = open_copies(scratch.name), open_board(paths.recipe)
     if section.devices > 1 and section.method != "probe" and not is_rank():
         devices = pick_devices(section)
         with hold_devices(devices):
@@ -66,7 +67,9 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
         train, validation = tables["train"], tables["validation"]
         model = kind.begin(base_folder(base, paths.root), section, schema.labels, train, validation, device)
         log.info("%s: validation %s %.4f", model.start_means, model.metric, model.start_score)
-        trained = train_model(model, section, train, validation, scratch, tables.get(REPLAY), copies=copies)
+        trained = train_model(
+            model, section, train, validation, scratch, tables.get(REPLAY), copies=copies, board=board
+        )
     if not first_rank():
         return
     model.save(paths.tuned)

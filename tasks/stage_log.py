@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,16 @@ from pathlib import Path
 
 ONLY_LOG = "RETAIN_STAGE_OUTPUT"
 """Environment variable: `log` writes a stage's output to its log alone; the flow sets it and shows the log."""
+
+
+PROGRESS = re.compile(r"step (\d+)/(\d+)  ")
+"""How a line about training's progress begins; the flow reads it."""
+
+
+def progress_of(line: str) -> float | None:
+    """Return the share of training that a line says is done, or None if it is about something else."""
+    found = PROGRESS.match(line)
+    return None if found is None else int(found[1]) / int(found[2])
 
 
 def keep_log(log: Path) -> None:

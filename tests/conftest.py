@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+# DVC keeps the output that it finds when it is first imported: that of one test would be closed in the next.
+import dvc  # noqa: F401
 import pytest
 
 from flows import cli

@@ -50,8 +50,7 @@ def rank(number: int, size: int, folder: Path, more: dict[str, Any], stop_at: in
             (folder / "progress.json").write_text(json.dumps(vars(progress)))
             state = {name: value.clone() for name, value in trainer.given.network.state_dict().items()}
             save_file(state, folder / "model.safetensors")
-    if size > 1:
-        torch.distributed.destroy_process_group()
+    os._exit(0)  # as a rank of the stage does
 
 
 def trained(

@@ -149,9 +149,10 @@ def main() -> int:
     except PipelineError as error:
         _say_why(error)
         return error.exit_code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the stage process tells it
         _say_why(error)
-        raise
+        traceback.print_exc()
+        return 1
     except _Stopped:
         return Preempted.exit_code
     except KeyboardInterrupt:
@@ -167,7 +168,6 @@ def _run(recipe: str) -> int:
     torch.set_num_threads(max(torch.get_num_threads() // size, 1))
     distributed.init_process_group("nccl" if on_cuda else "gloo")
     run_stage("finetune", recipe, Path.cwd())
-    distributed.destroy_process_group()
     return 0
 
 
@@ -199,4 +199,8 @@ def _say_why(error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nothing is left to be done, and DDP's and gloo's threads can wait for each other while they are taken down.
+    os._exit(status)

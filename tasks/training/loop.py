@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import math
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from tasks.training.copies import Copies
 from tasks.training.distributed import find_team
 from tasks.training.keeping import make_keeping
 from tasks.training.layers import parameter_groups, rate_share, thawed
+from tasks.training.tensorboard import Board
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +72,12 @@ class Trainer:
         original: pd.DataFrame | None = None,
         watch: Watch | None = None,
         copies: Copies | None = None,
+        board: Board | None = None,
     ):
         self.team, self.given = find_team(model, section), model
         self.model = self.team.own(model)
         self.section, self.scratch, self.copies, self.watch = section, scratch, copies, watch
+        self.board = board if self.team.first else None
         self.train, self.validation = train, validation
         self.examples = model.examples(train)
         self.network = self.model.network
@@ -98,15 +102,33 @@ class Trainer:
             raise StageError("there are no training rows: zero steps would be made")
         torch.manual_seed(self.section.seed + self.team.rank)
         self._resume()
-        with _stop_flag() as stopped:
+        with _stop_flag() as stopped, self._drawn():
             while self.progress.epoch < self.section.epochs and not self._lost_patience():
                 self._epoch(stopped)
         if self.best is not None:
             load_state_beside_base(self.network, self.best)
         self.team.give_back(self.model, self.given)
+        self.team.any(False)  # nobody leaves while another still waits for what it has
         if self.best is not None:
             self.given.settle(self.train)
         return self.progress
+
+    @contextlib.contextmanager
+    def _drawn(self) -> Iterator[None]:
+        """Open the board of curves, if there is one, and close it whatever happens."""
+        if self.board is None:
+            yield
+            return
+        self.board.begin(self.progress.step)
+        try:
+            yield
+        finally:
+            self.board.close()
+
+    def _draw(self) -> None:
+        """Draw the newest row of the history."""
+        if self.board is not None:
+            self.board.draw(self.progress.history[-1])
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         section = self.section.model_copy(update={"batch_size": self.keeping.batch_size})
@@ -132,6 +154,7 @@ class Trainer:
             progress.history.append(
                 {"step": progress.step, "epoch": progress.epoch + 1, "loss": loss, "learning_rate": rate}
             )
+            self._draw()
             lines.say(progress.step, len(batch), int(self.examples.lengths[batch].sum()), loss, rate)
             due = progress.step % self.section.checkpoint_every == 0
             stop = self.team.any(stopped())
@@ -231,6 +254,7 @@ class Trainer:
         loss, score = self.team.each((measured.loss, measured.score))[0]
         progress.train_loss = progress.loss_sum / len(self.examples)
         progress.history[-1] |= {"validation_loss": loss, "validation_score": score}
+        self._draw()
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
         log.info("epoch %d: validation loss %.4f, %s %.4f", progress.epoch, loss, self.model.metric, score)
         if not math.isfinite(loss):
@@ -337,6 +361,13 @@ class _Lines:
         self.said, spent = now, max(now - self.started, 1e-9)
         left = (self.steps - step) * spent / max(step - self.first, 1)
         log.info(
-            "step %d/%d  loss %.4f  rate %.2e  %.0f rows/s  %.0f tokens/s  %.0f s left",
-            step, self.steps, loss, rate, self.rows / spent, self.tokens / spent, left,
+            "step %d/%d  loss %.4f  rate %.2e  %.0f rows/s  %.0f tokens/s  %.0f s left  %.2f GB at most",
+            step, self.steps, loss, rate, self.rows / spent, self.tokens / spent, left, peak_gigabytes(),
         )  # fmt: skip
+
+
+def peak_gigabytes() -> float:
+    """Return the most memory in use so far, in 10⁹ bytes: of the CUDA device, or else of the process (resident)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -15,6 +15,7 @@ from tasks.recipe import Finetune
 from tasks.training.adapters import add_adapters, merge_adapters
 from tasks.training.copies import Copies
 from tasks.training.loop import Progress, Trainer, Watch
+from tasks.training.tensorboard import Board
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,12 @@ def train_model(
     original: pd.DataFrame | None = None,
     watch: Watch | None = None,
     copies: Copies | None = None,
+    board: Board | None = None,
 ) -> Trained:
     """Train a model that `Model.begin` made ready, as its recipe says; adapters are merged in at the end.
 
     `original` are the rows of `data.replay`; `watch` is told after every epoch, and may raise to end it all; `copies`
-    are where checkpoints are kept beside `scratch`.
+    are where checkpoints are kept beside `scratch`, and `board` where curves are drawn.
 
     Raises:
         StageError: there is nothing to train on, or the loss or a gradient is not finite.
@@ -75,7 +77,7 @@ def train_model(
         return _probe(model, train, validation)
     if section.lora is not None:
         add_adapters(model.backbone, **section.lora.model_dump(), seed=section.seed)
-    trainer = Trainer(model, section, train, validation, scratch, original, watch, copies)
+    trainer = Trainer(model, section, train, validation, scratch, original, watch, copies, board)
     truncated = trainer.examples.truncated
     if truncated:
         log.warning("%d of %d training rows are cut at %s tokens", truncated, len(train), section.max_length)
