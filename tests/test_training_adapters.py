@@ -153,7 +153,8 @@ def test_depth_and_groups_know_adapters_and_a_fresh_head() -> None:
     assert {name for name in trained if "lora_" not in name} == {"head.weight", "head.bias"}
     section = Finetune.model_validate({
         "method": "lora", "lora": {"rank": 2, "alpha": 4}, "learning_rate": 1e-3, "epochs": 1, "batch_size": 8,
-        "warmup_share": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0, "precision": "fp32", "seed": 7,
+        "warmup_share": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0, "max_length": None, "precision": "fp32",
+        "seed": 7,
     })  # fmt: skip
     layers = describe_layers(network, section)
     assert [layer.trains for layer in layers] == [False, True, True, True]
