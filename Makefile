@@ -17,7 +17,7 @@ help:  ## List the targets
 	  { echo "Python's venv module is incomplete: apt-get install python3-venv" >&2; exit 1; }
 	@command -v git >/dev/null || { echo "git is needed: apt-get install git" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(PIP) install --quiet --constraint constraints.txt hatchling editables setuptools
+	$(PIP) install --quiet --constraint constraints.txt hatchling editables setuptools wheel
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
 	@touch $@
 
