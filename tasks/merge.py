@@ -47,9 +47,11 @@ def merge(
         search = Search(section, settings, budget, rule, paths, base, ends, tables)
         outcomes = search.outcomes()
         chosen = choose(outcomes)
-        flips = search.flips()
+        flips, slices = search.flips(), search.slices()
         log.info("chosen: %s α = %g, %+.4f on validation", chosen.path, chosen.alpha, chosen.gain)
-        search.model(chosen.path, chosen.alpha).save(paths.chosen)
+        model = search.model(chosen.path, chosen.alpha)
+        model.save(paths.chosen)
+        drift = list(search.drift(model))
     whole = next(outcome for outcome in outcomes if outcome.alpha == 1)
     report = reports.MergeReport(
         metric=search.metric,
@@ -58,6 +60,8 @@ def merge(
         rescued=not whole.within_budget and chosen.alpha > 0,
         outcomes=outcomes,
         flips=flips,
+        slices=slices,
+        drift=drift,
         model=folder_fingerprint(paths.chosen),
     )
     reports.write_report(paths.merge, report)

@@ -226,6 +226,8 @@ class ChoiceBenchmark(Section):
     """What comes before a choice; `{query}` is the question."""
     normalise: bool = False
     """Divide each choice's log-likelihood by its length in bytes (`acc_norm`)."""
+    slice: str | None = None
+    """Field that tells questions apart (a subject): flips are counted by it."""
     max_examples: Annotated[int, Field(ge=10)] | None = None
     """Take this many, those whose ids hash first; all of them when absent."""
 

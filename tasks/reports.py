@@ -91,6 +91,8 @@ class BenchmarkInfo(Report):
     """Independent units among them."""
     settings: dict[str, str | int | float | bool | None] = {}
     """What measuring it depends on beside its tables."""
+    labels: list[str] = []
+    """Names of the labels of its examples, in the order of their indices."""
 
 
 class Expectation(Part):
@@ -233,6 +235,49 @@ class Flip(Part):
     candidate: float
 
 
+class FlipSlice(Part):
+    """What the tuned model lost and won on one slice of a benchmark's selection half."""
+
+    suite: str
+    slice: str
+    """By what, and which: `label negative`, `length short`, `subject law`."""
+    examples: int
+    lost: int
+    """Examples on which the tuned model does worse than the base."""
+    won: int
+    """Examples on which it does better."""
+    loss: float
+    """Mean of base - tuned over the slice."""
+
+
+class LayerDrift(Part):
+    """How far one depth of a model is from the base's."""
+
+    depth: int
+    """0 is what comes before the first block."""
+    weights: float
+    """‖model - base‖ / ‖base‖ of its parameters."""
+    task: float | None
+    """Linear CKA with the base on inputs of the task: 1 is alike; null where it has no block of its own."""
+    original: float | None
+    """The same on inputs of the original benchmarks."""
+
+
+class Drift(Part):
+    """How far a model is from where its tuning started: it explains, and never gates."""
+
+    model: Literal["tuned", "chosen"]
+    task_inputs: int
+    """Validation rows read."""
+    original_inputs: int
+    """Examples of the selection halves read."""
+    task_kl: float | None
+    """KL(base ‖ model) of the answers to the task's inputs, in nats; null where answers are no distribution."""
+    original_kl: float | None
+    """The same on inputs of the original benchmarks."""
+    layers: list[LayerDrift]
+
+
 class MergeReport(Report):
     """`merge.json`."""
 
@@ -247,6 +292,10 @@ class MergeReport(Report):
     outcomes: list[AlphaOutcome]
     flips: list[Flip]
     """What the tuned model (α = 1) lost most, from selection halves only: at most ten."""
+    slices: list[FlipSlice] = []
+    """Where it lost and won, by slice of the selection halves."""
+    drift: list[Drift] = []
+    """How far the tuned model is from the base, and the chosen one where it is a mixture."""
     model: str
     """Fingerprint of the chosen model."""
 

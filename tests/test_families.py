@@ -13,6 +13,7 @@ import torch
 
 from tasks.families import family, load_model
 from tasks.families.interface import Model, interpolate
+from tasks.forgetting.drift import drift
 from tasks.models import weights_fingerprint
 from tasks.recipe import Finetune
 from tasks.training.loop import Trainer
@@ -169,7 +170,23 @@ def test_every_family_trains_saves_mixes_and_measures(case: str, bases: Path, tm
     for name, parameter in half.network.named_parameters():
         assert torch.allclose(parameter, (first[name] + last[name]) / 2, atol=1e-6), name
     assert np.isfinite(half.measure(held).outcomes).all()
+    _moves(start, read, held)
     assert start.measure(rows(kind, 16, 1)).score == pytest.approx(model.start_score, abs=1e-6)
+
+
+def _moves(start: Model, tuned: Model, held: pd.DataFrame) -> None:
+    moved, still = (drift("tuned", start, model, held, held) for model in (tuned, start))
+    assert moved.layers
+    assert max(layer.weights for layer in moved.layers) > 0 == max(layer.weights for layer in still.layers)
+    alike = [layer.task for layer in still.layers if layer.task is not None]
+    assert alike == pytest.approx([1.0] * len(alike))
+    assert len(alike) >= 1
+    assert moved.task_kl == moved.original_kl
+    if start.task == "sentence-embedding":
+        assert moved.task_kl is None
+    else:
+        assert moved.task_kl is not None
+        assert moved.task_kl > 0 == pytest.approx(still.task_kl, abs=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "llama", "mamba", "resnet", "convnext", "vit"])

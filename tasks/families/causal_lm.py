@@ -160,6 +160,15 @@ class CausalLM(Model):
         losses /= examples.weights
         return Measured(losses, -losses)
 
+    def divergence(self, base: Model, table: pd.DataFrame) -> float | None:
+        """Return KL(base ‖ model) of the next token, over the supervised tokens of rows."""
+        examples = self.examples(table)
+        total = 0.0
+        with self.inference():
+            for rows in length_batches(examples.lengths, TOKENS_A_BATCH[self.device.partition(":")[0]]):
+                total += float(self.distillation(base, examples, rows))
+        return total / float(examples.weights.sum())
+
     def encode(
         self, contents: Sequence[Content], *, max_length: int = 128, normalise: bool = True
     ) -> NDArray[np.float32]:

@@ -64,15 +64,27 @@ def cross_entropy(logits: Tensor, labels: NDArray[np.int64], weights: Tensor | N
 
 def measured(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Measured:
     """Return cross-entropy and correctness of logits `(rows, classes)`, one a row."""
-    scores = logits.astype(np.float64)
-    scores -= scores.max(axis=1, keepdims=True)
-    likelihood = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    said = scores.argmax(axis=1)
+    likelihood = log_shares(logits)
+    said = likelihood.argmax(axis=1)
     return Measured(
         -likelihood[np.arange(len(labels)), labels],
         (said == labels).astype(np.float64),
         said.astype(np.int64),
     )
+
+
+def divergence(base: NDArray[np.float32], own: NDArray[np.float32]) -> float:
+    """Return KL(base ‖ own) of the answers that logits `(rows, classes)` stand for: nats, a mean over rows."""
+    said, now = (log_shares(logits) for logits in (base, own))
+    return float((np.exp(said) * (said - now)).sum(axis=1).mean())
+
+
+def log_shares(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the log-probabilities that logits `(rows, classes)` stand for."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max(axis=1, keepdims=True)
+    likelihood: NDArray[np.float64] = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return likelihood
 
 
 def shares(logits: NDArray[np.float32], labels: Sequence[str]) -> list[dict[str, Any]]:

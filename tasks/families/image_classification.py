@@ -281,6 +281,11 @@ class ImageClassifier(Model):
         """Measure cross-entropy, and whether the most likely label is right."""
         return heads.measured(self.logits(table["image"].tolist()), heads.class_indices(table))
 
+    def divergence(self, base: Model, table: pd.DataFrame) -> float | None:
+        """Return KL(base ‖ model) of the labels of images."""
+        before, after = (model.logits(table["image"].tolist()) for model in (base, self))  # type: ignore[attr-defined]
+        return heads.divergence(before, after)
+
     def encode(
         self, contents: Sequence[Content], *, max_length: int = 128, normalise: bool = True
     ) -> NDArray[np.float32]:

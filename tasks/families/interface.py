@@ -109,6 +109,8 @@ class Model(Embedder):
     """What tuning starts from, in words: α = 0."""
 
     network: nn.Module
+    encoder: Any
+    """What `encode` asks; its `backbone` is the module that reads."""
     labels: Sequence[str]
     """Empty where the task has none."""
     start_score: float
@@ -189,6 +191,13 @@ class Model(Embedder):
     @abstractmethod
     def measure(self, table: pd.DataFrame) -> Measured:
         """Measure the model on rows of the task."""
+
+    @abstractmethod
+    def divergence(self, base: Model, table: pd.DataFrame) -> float | None:
+        """Let both read rows (`id`, and `text`, `messages` or `image`); return KL(base ‖ model), in nats an answer.
+
+        An answer is a token, or a row's label. None: what this family answers is no distribution.
+        """
 
     # --- using and keeping --------------------------------------------------------------------------------
 

@@ -209,6 +209,12 @@ class SentenceEncoder(Model):
         outcomes = 1.0 / np.maximum(ranks, 1)
         return Measured(1 - outcomes, outcomes)
 
+    def divergence(self, base: Model, table: pd.DataFrame) -> float | None:
+        """Let both embed texts; vectors are no distribution, so nothing is returned."""
+        for model in (base, self):
+            model.encode(table["text"].tolist())
+        return None
+
     def encode(
         self, contents: Sequence[Content], *, max_length: int = 128, normalise: bool = True
     ) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ import yaml
 from tasks import reports
 from tasks.errors import DataError
 from tasks.files import fingerprint, sha256_of
+from tasks.forgetting.slices import SLICE
 from tasks.recipe import (
     Benchmark,
     ChoiceBenchmark,
@@ -72,17 +73,20 @@ def write_halves(name: str, benchmark: Benchmark, data: Data, raw: Path, folder:
     if FIT in extra and extra[FIT]["label"].nunique() < 2:
         raise DataError(f"benchmark {name}: its fitting part has one class only; give it rows of the others.")
     for half, rows in halves.items():
-        _write_half(folder / half / name, name, benchmark, rows, extra)
+        _write_half(folder / half / name, name, benchmark, rows, extra, _labels(benchmark, data))
     log.info("benchmark %s: %s", name, ", ".join(f"{half} {len(rows)}" for half, rows in halves.items()))
 
 
-def _write_half(folder: Path, name: str, benchmark: Benchmark, rows: pd.DataFrame, extra: Parts) -> None:
+def _write_half(
+    folder: Path, name: str, benchmark: Benchmark, rows: pd.DataFrame, extra: Parts, labels: list[str]
+) -> None:
     folder.mkdir(parents=True)
     tables = {"examples.parquet": rows, **{f"{part}.parquet": table for part, table in extra.items()}}
     for file, table in tables.items():
         write_table(table, folder / file)
     settings = benchmark.model_dump(
-        mode="json", include={"neighbours", "prompt", "normalise", "metric", "harness_task", "shots"}
+        mode="json",
+        include={"neighbours", "prompt", "normalise", "metric", "harness_task", "shots", "slice"},
     )
     info = reports.BenchmarkInfo(
         name=name,
@@ -92,8 +96,15 @@ def _write_half(folder: Path, name: str, benchmark: Benchmark, rows: pd.DataFram
         groups=int(rows["group"].nunique()),
         fingerprint=fingerprint([(file, sha256_of(folder / file)) for file in tables]),
         settings=settings,
+        labels=labels,
     )
     reports.write_report(folder / "benchmark.json", info)
+
+
+def _labels(benchmark: Benchmark, data: Data) -> list[str]:
+    if isinstance(benchmark, FeatureBenchmark):
+        return benchmark.labels or data.labels
+    return benchmark.labels if isinstance(benchmark, HeadBenchmark) else []
 
 
 # --- rows with labels or scores ------------------------------------------------------------------------
@@ -132,7 +143,8 @@ def _choices(name: str, benchmark: ChoiceBenchmark, data: Data, raw: Path) -> tu
             if len(choices) < 2 or not 0 <= gold < len(choices):
                 raise ValueError(f"{len(choices)} choices, the right one is number {gold}")
             text = _words(row[benchmark.query])
-            found.append({"query": text, "choices": json.dumps(choices, ensure_ascii=False), "gold": gold})
+            asked = {"query": text, "choices": json.dumps(choices, ensure_ascii=False), "gold": gold}
+            found.append(asked | ({SLICE: _words(row[benchmark.slice])} if benchmark.slice else {}))
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"line {number}: {type(error).__name__}: {error}")
     _refuse(name, raw / benchmark.file, problems)

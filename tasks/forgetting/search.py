@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,8 +23,10 @@ import pandas as pd
 
 from tasks import reports
 from tasks.families.interface import Measured, Model, interpolate
+from tasks.forgetting.drift import drift, original_inputs, sample
 from tasks.forgetting.measure import Subject, compare, reference
 from tasks.forgetting.rule import errors_to_margin
+from tasks.forgetting.slices import flip_slices
 from tasks.forgetting.suites import Suite, read_suites
 from tasks.paths import Paths
 from tasks.recipe import Decide, Evaluate, Merge
@@ -130,6 +132,23 @@ class Search:
                     )
                 )
         return sorted(found, key=lambda flip: (flip.candidate - flip.base, flip.suite, flip.id))[:FLIPS]
+
+    def slices(self) -> list[reports.FlipSlice]:
+        """Return where the tuned model lost and won, by slice of the selection halves."""
+        return [
+            found
+            for suite in self._suites
+            for found in flip_slices(
+                suite, self._reference.outcomes(suite), self._tuned_subject.outcomes(suite)
+            )
+        ]
+
+    def drift(self, chosen: Model) -> Iterator[reports.Drift]:
+        """Yield how far the tuned model is from where it started, and the chosen one where it is a mixture."""
+        task, original = sample(self.tables["validation"]), original_inputs(self._suites)
+        yield drift("tuned", self.ends.start, self.ends.tuned, task, original)
+        if chosen is not self.ends.tuned and chosen is not self.ends.start:
+            yield drift("chosen", self.ends.start, chosen, task, original)
 
     def _measure(self, point: Point) -> reports.AlphaOutcome:
         path, alpha = point
