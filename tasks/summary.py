@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks import charts
+from tasks.drift_words import drift_drawings, drift_sentence, slice_cells
 from tasks.errors import StageError
 from tasks.paths import Paths
 from tasks.reports import (
@@ -177,6 +178,11 @@ class Summary:
     views: tuple[str, ...] = ()
     """Training rows as a language model reads them; what carries loss stands between ⟦ and ⟧."""
     flips: tuple[Row, ...] = ()
+    drift: str = ""
+    """How far the answers moved, in words."""
+    drift_pictures: tuple[Picture, ...] = ()
+    slices: tuple[Row, ...] = ()
+    """Where the tuned model lost: the worst slices of the selection halves."""
     lineage: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -224,6 +230,9 @@ def summarize(
         worst=_worst(reports),
         views=_views(reports),
         flips=tuple(_flip(flip) for flip in reports.merge.flips) if reports.merge and refused else (),
+        drift=drift_sentence(reports.merge.drift) if reports.merge else "",
+        drift_pictures=_drift_pictures(reports),
+        slices=tuple(map(Row, slice_cells(reports.merge.slices))) if reports.merge else (),
         lineage=(*_lineage(reports), *(lineage or {}).items()),
     )
 
@@ -521,6 +530,11 @@ def _views(reports: Reports) -> tuple[str, ...]:
 
 def _flip(flip: Flip) -> Row:
     return Row((flip.suite, flip.id, flip.extract, f"{flip.base:.3f}", f"{flip.candidate:.3f}"))
+
+
+def _drift_pictures(reports: Reports) -> tuple[Picture, ...]:
+    drawings = drift_drawings(reports.merge.drift) if reports.merge else []
+    return tuple(Picture(*drawing) for drawing in drawings)
 
 
 def _lineage(reports: Reports) -> list[tuple[str, str]]:

@@ -421,3 +421,59 @@ def test_interval_stays_in_the_drawing_whatever_the_margin() -> None:
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(expected)
+
+
+def _moved(name: str, scale: float, task_kl: float | None = 0.31) -> r.Drift:
+    layers = [
+        r.LayerDrift(
+            depth=depth,
+            weights=0.01 * depth * scale,
+            task=None if depth == 0 else 1 - 0.05 * depth * scale,
+            original=None if depth == 0 else 1 - 0.02 * depth * scale,
+        )
+        for depth in range(7)
+    ]
+    return r.Drift(
+        model="tuned" if name == "tuned" else "chosen",
+        task_inputs=200,
+        original_inputs=256,
+        task_kl=task_kl,
+        original_kl=None if task_kl is None else 0.042,
+        layers=layers,
+    )
+
+
+def test_how_far_it_moved_and_where_it_lost_are_shown() -> None:
+    shipped = run_reports()
+    assert shipped.merge is not None
+    slices = [
+        r.FlipSlice(suite="tweets-probe", slice=f"label {ATTACK}", examples=40, lost=9, won=2, loss=0.175),
+        r.FlipSlice(suite="tweets-probe", slice="length long", examples=70, lost=1, won=8, loss=-0.1),
+        r.FlipSlice(suite="tweets-probe", slice="length tiny", examples=4, lost=4, won=0, loss=1.0),
+    ]
+    drift = [_moved("tuned", 1.0), _moved("chosen", 0.5, 0.1)]
+    merge = shipped.merge.model_copy(update={"slices": slices, "drift": drift})
+    summary = summarize(dataclasses.replace(shipped, merge=merge), "sentiment")
+    assert "0.31 nats an answer on its task (200 inputs) and by 0.042" in summary.drift
+    assert [row.cells[2:] for row in summary.slices] == [("40", "9", "2", "−0.175")]
+    assert [picture.legend for picture in summary.drift_pictures] == [
+        ("tuned model", "mixture that was kept"),
+        (
+            "tuned model, its task",
+            "tuned model, benchmarks",
+            "mixture that was kept, its task",
+            "mixture that was kept, benchmarks",
+        ),
+    ]
+    page, text = as_html(summary), as_markdown(summary)
+    assert "<script>" not in page
+    for words in ("How far the model moved", "Where it lost", "0.042"):
+        assert words in page
+        assert words in text
+
+
+def test_vectors_have_no_divergence_and_that_is_said() -> None:
+    shipped = run_reports()
+    assert shipped.merge is not None
+    merge = shipped.merge.model_copy(update={"drift": [_moved("tuned", 1.0, None)]})
+    assert "no divergence" in summarize(dataclasses.replace(shipped, merge=merge), "intents").drift
