@@ -204,7 +204,7 @@ def test_a_text_is_cut_where_the_tokenizer_says_it_ends(base: Path, tmp_path: Pa
         vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=66, pad_token_id=1, type_vocab_size=1,
     )  # fmt: skip
-    tokenizer = BertTokenizerFast(vocab_file=str(base / "vocab.txt"), model_max_length=64)
+    tokenizer = BertTokenizerFast(vocab=str(base / "vocab.txt"), model_max_length=64)
     encoder = Encoder(RobertaModel(config).eval(), tokenizer, "cpu")
     assert encoder.limit == 64
     assert np.isfinite(encoder.encode(["good " * 100], max_length=512)).all()

@@ -28,6 +28,10 @@ sys.exit(command.main())
 """
 
 
+# In small pieces: a signal that comes between Python's look for one and a long sleep is noticed after the sleep.
+WAIT = "for _ in range(600): time.sleep(0.1)"
+
+
 def start(folder: Path, body: str, **environment: str) -> subprocess.Popen[str]:
     """Run a stage with this body in a session of its own, as `python -m tasks prepare tiny` would."""
     indented = "".join(f"    {line}\n" for line in body.splitlines())
@@ -61,7 +65,7 @@ def log(folder: Path) -> str:
 def test_a_signal_to_the_whole_group_leaves_the_stages_words(
     tmp_path: Path, how: signal.Signals, status: int, words: str
 ) -> None:
-    process = start(tmp_path, "time.sleep(60)")
+    process = start(tmp_path, WAIT)
     begun(process)
     os.killpg(process.pid, how)
     said = process.communicate(timeout=30)[0]
@@ -72,7 +76,7 @@ def test_a_signal_to_the_whole_group_leaves_the_stages_words(
 
 
 def test_a_library_that_survives_any_error_does_not_swallow_sigterm(tmp_path: Path) -> None:
-    body = "try:\n    time.sleep(60)\nexcept Exception:\n    print('swallowed')\ntime.sleep(60)"
+    body = f"try:\n    {WAIT}\nexcept Exception:\n    print('swallowed')\n{WAIT}"
     process = start(tmp_path, body)
     begun(process)
     process.terminate()
@@ -82,7 +86,7 @@ def test_a_library_that_survives_any_error_does_not_swallow_sigterm(tmp_path: Pa
 
 def test_a_second_sigterm_does_not_stop_the_cleaning_up(tmp_path: Path) -> None:
     body = (
-        "try:\n    time.sleep(60)\n"
+        f"try:\n    {WAIT}\n"
         "finally:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.1)\n    print('cleaned up')"
     )
     process = start(tmp_path, body)
@@ -113,7 +117,7 @@ def test_the_flow_gets_the_output_by_the_log_alone(tmp_path: Path) -> None:
 
 def test_a_stage_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
     """DVC killed: a stage would hold the GPU for nobody, and stops by itself."""
-    stage = STAGE.format(body="    time.sleep(60)\n")
+    stage = STAGE.format(body=f"    {WAIT}\n")
     (tmp_path / "stage.py").write_text(stage)
     parent = subprocess.Popen(
         [sys.executable, "-c", "import subprocess, sys; subprocess.run([sys.executable, 'stage.py'])"],

@@ -25,7 +25,11 @@ def make_tiny_base(folder: Path, seed: int = 0) -> Path:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *WORDS]
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(dict.fromkeys(pieces)) + "\n")
-    tokenizer = BertTokenizerFast(vocab_file=str(vocabulary), model_max_length=64)
+    tokenizer = BertTokenizerFast(vocab=str(vocabulary), model_max_length=64)
+    if tokenizer.unk_token_id in tokenizer(" ".join(WORDS))["input_ids"]:
+        raise ValueError(
+            "the tiny tokenizer does not know the words of the tests: every text would read the same"
+        )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     config = BertConfig(

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from tasks.errors import StageError
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+ROUNDING = 1e-6
+"""Relative to the feature: fp32 keeps some seven digits, and a sum over a text's tokens loses one."""
 
 
 def fit_probe(
@@ -28,7 +30,7 @@ def fit_probe(
 
     if not (np.isfinite(train).all() and np.isfinite(validation).all()):
         raise StageError("the base's sentence vectors are not all finite: are its weights whole? Try fp32.")
-    mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
+    mean, scale = train.mean(axis=0), _spread(train)
     best_loss, best = np.inf, None
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=2000)
@@ -48,6 +50,12 @@ def fit_probe(
         "weight": torch.tensor(weight, dtype=torch.float32),
         "bias": torch.tensor(bias, dtype=torch.float32),
     }, accuracy
+
+
+def _spread(features: np.ndarray) -> np.ndarray:
+    """Return each feature's deviation, `(dim,)`; infinite where it is but the rounding of fp32, which tells nothing."""
+    spread = features.std(axis=0)
+    return np.where(spread > ROUNDING * np.abs(features).max(axis=0), spread, np.inf)
 
 
 def fresh_head(dimensions: int, classes: int, seed: int) -> nn.Linear:
