@@ -7,6 +7,7 @@ Weights are safetensors only, never pickle.
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +19,21 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
-from tasks.errors import StageError
+from tasks import original_heads
+from tasks.errors import DataError, StageError
 from tasks.families.interface import Content, Embedder
 from tasks.training.batches import length_batches
+
+log = logging.getLogger(__name__)
 
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 65_536}
 """Padded tokens of a forward pass without gradients: a CPU gains nothing from more, and pads more."""
@@ -40,6 +50,8 @@ class Encoder(Embedder):
     tokenizer: Any
     device: str
     precision: str = "fp32"
+    original: Any = None
+    """The base with the head that it was published with, around the same backbone; None where it has none."""
 
     def encode(
         self, contents: Sequence[Content], *, max_length: int = 128, normalise: bool = True
@@ -94,9 +106,59 @@ class Encoder(Embedder):
         found: list[list[int]] = encoded["input_ids"]
         return found
 
+    def masked_log_likelihoods(self, texts: Sequence[str], *, max_length: int) -> NDArray[np.float64]:
+        """Return the mean log-likelihood of each text's tokens behind masks, in nats a token, `(texts,)`.
+
+        Raises:
+            StageError: the base came without a masked-language head.
+            DataError: a text has more tokens than are read.
+        """
+        original = self._original(original_heads.MASKED)
+        tokens = self.tokens(list(texts))
+        most = min(max_length, self.limit)
+        if long := [len(row) for row in tokens if len(row) > most]:
+            raise DataError(
+                f"{len(long)} of {len(texts)} texts have up to {max(long)} tokens, and {most} are read: "
+                "make smaller blocks."
+            )
+        with torch.inference_mode(), self.autocast():
+            return original_heads.masked_log_likelihoods(
+                original, self.tokenizer, tokens, self.device, original.config.vocab_size
+            )
+
+    def original_logits(self, contents: Sequence[Content], *, max_length: int = 128) -> NDArray[np.float32]:
+        """Ask the head that the base was published with about texts: float32 `(rows, original classes)`.
+
+        Raises:
+            StageError: the base came without a classification head.
+        """
+        original = self._original(original_heads.CLASSIFIED)
+        tokens = self.tokens(contents, max_length)
+        rows = np.zeros((len(tokens), original.config.num_labels), dtype=np.float32)
+        lengths = np.array([len(row) for row in tokens], dtype=np.int64)
+        with torch.inference_mode(), self.autocast():
+            for indices in length_batches(lengths, TOKENS_A_BATCH[self.device.partition(":")[0]]):
+                logits = original(**self.collate([tokens[index] for index in indices])).logits
+                rows[indices] = logits.float().cpu().numpy()
+        return rows
+
+    @property
+    def original_kind(self) -> str:
+        """The class of the base with the head that it was published with; empty where it has none."""
+        return "" if self.original is None else type(self.original).__name__
+
+    def _original(self, kind: str) -> Any:
+        if not self.original_kind.endswith(kind):
+            raise StageError(
+                f"the base came without a head for this ({kind}): take a base that has one, or another benchmark."
+            )
+        self.original.eval()
+        return self.original
+
     def save(self, folder: Path) -> None:
-        """Write the encoder and its tokenizer as transformers does."""
-        self.backbone.save_pretrained(folder, safe_serialization=True)
+        """Write the encoder, with the head that its base was published with, and its tokenizer."""
+        whole = self.original if self.original is not None else self.backbone
+        whole.save_pretrained(folder, safe_serialization=True)
         save_tokenizer(self.tokenizer, folder)
 
 
@@ -123,9 +185,31 @@ def load_encoder(folder: Path, device: str | None = None, precision: str = "fp32
         StageError: the folder lacks weights, configuration or tokenizer, or they do not fit each other.
     """
     device = device or pick_device()
+    original = _load_original(folder)
     # No file holds a pooler that was never trained, and nothing here reads it.
-    backbone: Any = load_weights(AutoModel, folder, may_lack=("pooler.",))
-    return Encoder(backbone.to(device).eval(), load_tokenizer(folder), device, precision)
+    backbone: Any = (
+        original.base_model if original else load_weights(AutoModel, folder, may_lack=("pooler.",))
+    )
+    if original:
+        original.to(device).eval()
+    return Encoder(backbone.to(device).eval(), load_tokenizer(folder), device, precision, original)
+
+
+def _load_original(folder: Path) -> Any:
+    """Load a base with the head that it was published with, or return None where its files hold none.
+
+    A configuration may name a head that was left out when the encoder was published; then there is none.
+    """
+    kinds: dict[str | None, Any] = {
+        original_heads.MASKED: AutoModelForMaskedLM,
+        original_heads.CLASSIFIED: AutoModelForSequenceClassification,
+    }
+    kind = kinds.get(original_heads.head_kind(folder))
+    try:
+        return load_weights(kind, folder) if kind else None
+    except StageError as error:
+        log.debug("%s has no original head: %s", folder, error)
+        return None  # a damaged file is found again by whoever loads the backbone
 
 
 def load_tokenizer(folder: Path) -> Any:

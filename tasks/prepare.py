@@ -20,7 +20,7 @@ from tasks.files import sha256_of
 from tasks.forgetting.halves import write_halves
 from tasks.paths import Paths
 from tasks.recipe import REPLAY, SPLITS, Benchmark, Data, Table
-from tasks.sources import resolve_base
+from tasks.sources import base_folder, resolve_base
 from tasks.splits import first_by_hash, hash_positions, splits_fingerprint
 from tasks.tables import indexed, read_table, write_table
 
@@ -43,6 +43,7 @@ def prepare(task: str, base: str, data: Data, benchmarks: Mapping[str, Benchmark
             write_halves(name, benchmark, data, paths.raw, aside)
         record = resolve_base(base, paths.root)
         reports.write_report(aside / paths.base.name, record)
+        _refuse_missing_heads(benchmarks, base_folder(record, paths.root))
         log.info(
             "base: %s, %s, %d files, %s",
             base,
@@ -56,6 +57,35 @@ def prepare(task: str, base: str, data: Data, benchmarks: Mapping[str, Benchmark
         (aside / paths.base.name).replace(paths.base)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_missing_heads(benchmarks: Mapping[str, Benchmark], folder: Path) -> None:
+    """Refuse benchmarks that ask a text base's original head where it has none: better now than after the training."""
+    asked = {
+        name: benchmark
+        for name, benchmark in benchmarks.items()
+        if benchmark.kind == "masked-lm" or (benchmark.kind == "head" and benchmark.table.image is None)
+    }
+    if not asked:
+        return
+    from tasks import original_heads
+    from tasks.models import load_encoder
+
+    encoder = load_encoder(folder, "cpu")
+    problems = []
+    for name, benchmark in asked.items():
+        kind = original_heads.MASKED if benchmark.kind == "masked-lm" else original_heads.CLASSIFIED
+        if not encoder.original_kind.endswith(kind):
+            problems.append(
+                f"benchmarks.{name} asks a head {kind}: the base has {encoder.original_kind or 'none'}"
+            )
+        elif benchmark.kind == "head" and len(benchmark.labels) != encoder.original.config.num_labels:
+            problems.append(
+                f"benchmarks.{name}.labels are {len(benchmark.labels)}, the base's head tells "
+                f"{encoder.original.config.num_labels} apart: give them in the order of its outputs"
+            )
+    if problems:
+        raise DataError("The base cannot be asked what benchmarks ask of its original head:", problems)
 
 
 def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:

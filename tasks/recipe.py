@@ -199,7 +199,7 @@ class SimilarityBenchmark(Section):
 
 
 class HeadBenchmark(Section):
-    """Accuracy of the base's original head, asked what the base was trained to tell."""
+    """Accuracy of the base's original head, asked what the base was trained to tell: images, or texts."""
 
     kind: Literal["head"]
     """The kind of benchmark."""
@@ -250,8 +250,8 @@ class LastWordBenchmark(Section):
 class PerplexityBenchmark(Section):
     """Mean log-likelihood a token of reference text, in nats, over blocks; its loss is a rise of log perplexity."""
 
-    kind: Literal["perplexity"]
-    """The kind of benchmark."""
+    kind: Literal["perplexity", "masked-lm"]
+    """`perplexity`: each token after those before it; `masked-lm`: each token behind a mask, by the original head."""
     file: RawFile
     """Plain text under `data/raw/<recipe>/`, or JSON with `field`."""
     field: str | None = None
@@ -619,8 +619,8 @@ class Recipe(Section):
 
 
 BENCHMARKS = {
-    "text-classification": ("retrieval", "probe", "knn", "similarity"),
-    "sentence-embedding": ("retrieval", "probe", "knn", "similarity"),
+    "text-classification": ("retrieval", "probe", "knn", "similarity", "head", "masked-lm"),
+    "sentence-embedding": ("retrieval", "probe", "knn", "similarity", "head", "masked-lm"),
     "causal-lm": ("choices", "last-word", "perplexity", "harness", "retrieval", "probe", "knn", "similarity"),
     "image-classification": ("probe", "knn", "head"),
 }
@@ -678,6 +678,14 @@ def _benchmark_problems(recipe: Recipe) -> list[str]:
         if benchmark.kind not in BENCHMARKS[recipe.task]:
             problems.append(
                 f"benchmarks.{name}.kind: {recipe.task} takes {', '.join(BENCHMARKS[recipe.task])}"
+            )
+        if (
+            isinstance(benchmark, PerplexityBenchmark)
+            and benchmark.block_words > recipe.evaluate.max_length - 2
+        ):
+            problems.append(
+                f"benchmarks.{name}.block_words: {benchmark.block_words} words are at least as many tokens, and "
+                f"evaluate.max_length reads {recipe.evaluate.max_length}: make smaller blocks"
             )
         if isinstance(benchmark, FeatureBenchmark) and not (benchmark.labels or recipe.data.labels):
             problems.append(f"benchmarks.{name}.labels: there are none in data that could serve")

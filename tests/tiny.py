@@ -15,10 +15,11 @@ WORDS = (
 ).split()
 
 
-def make_tiny_base(folder: Path, seed: int = 0) -> Path:
-    """Write a random BERT (2 layers, hidden size 32) with a word-piece tokenizer to `folder`."""
+def make_tiny_base(folder: Path, seed: int = 0, kind: str = "BertModel") -> Path:
+    """Write a random BERT (2 layers, hidden size 32; `kind` has a head) with a word-piece tokenizer to `folder`."""
     import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    import transformers
+    from transformers import BertConfig, BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789.,!?'-")
@@ -40,7 +41,7 @@ def make_tiny_base(folder: Path, seed: int = 0) -> Path:
         intermediate_size=64,
         max_position_embeddings=64,
     )
-    BertModel(config).save_pretrained(folder)
+    getattr(transformers, kind)(config).save_pretrained(folder)
     return folder
 
 

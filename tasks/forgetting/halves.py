@@ -48,6 +48,7 @@ METRICS = {
     "choices": "accuracy",
     "last-word": "accuracy",
     "perplexity": "log_likelihood",
+    "masked-lm": "log_likelihood",
 }
 FIT = "fit"
 """The part on which a probe is fitted."""

@@ -9,6 +9,7 @@
 | similarity | its jackknife pseudo-value of Spearman's correlation of cosine and score | `spearman` |
 | choices | 1 if the right choice is the likeliest | `accuracy` |
 | last-word | 1 if the last word is what the model would say | `accuracy` |
+| masked-lm | mean log-likelihood a masked token of a block, by the original head, in nats | `log_likelihood` |
 | perplexity | mean log-likelihood a token of a block, in nats | `log_likelihood` |
 | harness | the task's own metric | as the recipe says |
 
@@ -97,7 +98,7 @@ class Suite:
         if kind in ("choices", "harness"):
             choices = self.examples["choices"].map(lambda row: len(json.loads(row)))
             return float((1 / choices[choices > 1]).sum() / len(choices))
-        if kind == "perplexity":
+        if kind in ("perplexity", "masked-lm"):
             return NOTHING_KNOWN
         return 0.0
 
@@ -188,8 +189,29 @@ def _fitting_part(suite: Suite, subject: Measurable) -> tuple[Vectors, Vectors]:
 
 
 def _original_head(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
-    said = subject.model.original_logits(suite.examples["image"].tolist()).argmax(axis=1)
-    return (said == suite.examples["label"]).to_numpy(np.float64)
+    if "image" in suite.examples:
+        logits = subject.model.original_logits(suite.examples["image"].tolist())
+    else:
+        asked = suite.examples["text"].tolist()
+        logits = _encoder(subject).original_logits(asked, max_length=subject.max_length)
+    if len(suite.info.labels) not in (0, logits.shape[1]):
+        raise StageError(
+            f"benchmark {suite.name} names {len(suite.info.labels)} labels, the base's original head tells "
+            f"{logits.shape[1]} apart: give them in the order of its outputs."
+        )
+    return (logits.argmax(axis=1) == suite.examples["label"]).to_numpy(np.float64)
+
+
+def _behind_masks(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = _encoder(subject).masked_log_likelihoods(
+        suite.examples["text"].tolist(), max_length=subject.max_length
+    )
+    return found
+
+
+def _encoder(subject: Measurable) -> Any:
+    """Return the text encoder of a model, or the model where it is a bare one."""
+    return getattr(subject.model, "encoder", subject.model)
 
 
 def _similarity(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
@@ -275,6 +297,7 @@ MEASURES = {
     "probe": _probe,
     "knn": _neighbours,
     "head": _original_head,
+    "masked-lm": _behind_masks,
     "similarity": _similarity,
     "choices": _choices,
     "last-word": _last_words,
