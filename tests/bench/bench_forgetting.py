@@ -1,241 +1,209 @@
 """Gain and forgetting of every method by itself, and of ours, at equal compute, on real weights and data.
 
-`make bench-forgetting` prints and writes, for each seed and each method, the gain on the test split and the worst loss on
-the report halves, and draws the front (docs/images/front.svg). Every method may train as often as ours: once at each of
-the same multiples of its usual rate. A method by itself takes the training with the best validation score, whatever it
-forgot; ours takes, of the same number of trainings by linear probe then fine-tuning, the best mixture with the base that
-is within the budget on the selection halves. Nothing is chosen on what is reported.
+`make bench-forgetting` trains once by every single method, with three seeds, and reports what comes of it, whatever it
+forgot. Ours is made of the very training of *one* of the methods, at a rate that forgets: the mixture with the base that
+gains most within the budget on the selection halves; what this search costs on top is a figure of its own. What is
+reported was used for no choice: gain on the test split, loss on the report halves. The fronts are drawn in
+docs/images/front-<recipe>.svg.
+
+Every training is written to `benchmarks/forgetting/<recipe>.jsonl` as it ends, and is not made again: a run that was
+stopped goes on, here or on another machine. Other sizes, rates or code of a case begin anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from flows.workspace import change_recipe
 from tasks import reports
 from tasks.__main__ import run_stage
 from tasks.families import family
 from tasks.families.interface import Model
-from tasks.files import write_text
 from tasks.forgetting.measure import Subject, compare, reference
 from tasks.forgetting.search import Ends, Search, choose
 from tasks.forgetting.suites import read_suites
 from tasks.paths import Paths
-from tasks.rates import USUAL_RATES
-from tasks.recipe import REPLAY, Finetune, Recipe, load_recipe, recipe_path
+from tasks.recipe import REPLAY, SPLITS, Finetune, load_recipe, recipe_path
 from tasks.sources import base_folder, fetch_raw
-from tasks.splits import read_splits
+from tasks.splits import first_by_hash, read_splits
 from tasks.training.run import train_model
-from tests.bench.figures import ROOT, Figure, publish
-from tests.bench.front import Point, draw_front
+from tests.bench.figures import ROOT
+from tests.bench.forgetting_cases import CASES, OURS, Case, Method
+from tests.bench.forgetting_figures import Result, kept_file, kept_results, publish_results
 
-RATES = (0.5, 1.0, 3.0)
-OURS = "ours: LP-FT, then the most gain within the budget"
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "full": {"method": "full"},
-    "LP-FT": {"method": "lp-ft"},
-    "freeze half": {"method": "lp-ft", "freeze_layers": 0.5},
-    "layer-wise decay 0.7": {"method": "lp-ft", "layer_decay": 0.7},
-    "LoRA r8": {"method": "lora", "lora": {"rank": 8, "alpha": 16.0}},
-    "biases (BitFit)": {"method": "biases"},
-    "L2-SP": {"method": "full", "l2_sp": 0.01},
-    "distillation (LwF)": {"method": "full", "distill": 1.0},
-}
-OURS_BY_TASK = {"causal-lm": {"method": "full"}}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One method with one seed, on what nothing was chosen with."""
-
-    method: str
-    seed: int
-    gain: float
-    losses: dict[str, float]
-    """By gating suite."""
-    share: float
-    """The worst loss, as a share of its margin."""
-    alpha: float
+BASES = Path("data") / "bases"
 
 
 @dataclass
 class Arena:
-    """One recipe's data, base and budget, prepared in a folder of the benchmark's own."""
+    """One case's data, base and budget, prepared in a folder of the benchmark's own."""
 
-    recipe: Recipe
+    case: Case
     paths: Paths
 
     def __post_init__(self) -> None:
+        self.recipe = load_recipe(recipe_path(self.paths.root, self.case.recipe))
         self.schema, self.tables = read_splits(self.paths)
+        for split, rows in (("train", self.case.train_rows), ("validation", self.case.validation_rows)):
+            chosen = first_by_hash(self.tables[split], rows, self.recipe.data.seed)
+            self.tables[split] = chosen.reset_index(drop=True)
         self.base = reports.read_report(self.paths.base, reports.Base)
         self.folder = base_folder(self.base, self.paths.root)
         self.kind = family(self.schema.task)
+        self._start: float | None = None
 
-    def train(self, changes: Mapping[str, Any], multiple: float, seed: int, tuned: Path) -> Ends:
-        """Train once, and return where it started and what came of it."""
-        usual = USUAL_RATES[self.kind.task][str(changes["method"])]
-        values = self.recipe.finetune.model_dump(mode="json") | dict(changes)
-        values |= {"learning_rate": usual * multiple, "seed": seed, "lora": changes.get("lora")}
-        section = Finetune.model_validate(values)
+    @property
+    def sizes(self) -> str:
+        """How many rows and examples there are, in words."""
+        suites = read_suites(self.paths.report_half, list(self.recipe.budget))
+        rows = [f"{split} {len(self.tables[split])}" for split in SPLITS]
+        return ", ".join(rows + [f"{suite.name} {len(suite.examples)} to report" for suite in suites])
+
+    def train(self, method: Method, seed: int, tuned: Path) -> tuple[Ends, float]:
+        """Train once, and return where it started, what came of it, and the seconds it took."""
+        section = Finetune.model_validate(self.case.finetune(method, seed, self.recipe))
+        started = time.process_time()
         torch.manual_seed(seed)
         train, validation = self.tables["train"], self.tables["validation"]
         model = self.kind.begin(self.folder, section, self.schema.labels, train, validation, "cpu")
         with tempfile.TemporaryDirectory() as scratch:
             train_model(model, section, train, validation, Path(scratch), self.tables.get(REPLAY))
+        seconds = time.process_time() - started
         model.save(tuned)
-        return Ends(self.kind.load_start(self.folder, tuned, "cpu"), self.kind.load(tuned, "cpu"))
+        precision = self.recipe.evaluate.precision
+        start = self.kind.load_start(self.folder, tuned, "cpu", precision)
+        return Ends(start, self.kind.load(tuned, "cpu", precision)), seconds
 
-    def report(self, method: str, seed: int, start: Model, candidate: Model, alpha: float) -> Result:
+    def report(
+        self,
+        method: str,
+        seed: int,
+        seconds: float,
+        start: Model,
+        candidate: Model,
+        chosen: reports.AlphaOutcome | None = None,
+    ) -> Result:
         """Measure on the test split and the report halves."""
-        test = self.tables["test"]
-        gain = candidate.measure(test).score - start.measure(test).score
-        gating = {name: suite.margin for name, suite in self.recipe.budget.items() if suite.margin}
-        settings = self.recipe.evaluate
-        before = reference(self.base, self.schema.task, start, settings, self.paths.root)
-        after = Subject(candidate, settings)
-        losses = {
-            suite.name: compare(suite, before, after).loss
-            for suite in read_suites(self.paths.report_half, list(gating))
-        }
-        share = max(losses[name] / margin for name, margin in gating.items())
-        return Result(method, seed, gain, losses, share, alpha)
+        before = reference(self.base, self.schema.task, start, self.recipe.evaluate, self.paths.root)
+        after = Subject(candidate, self.recipe.evaluate)
+        suites = read_suites(self.paths.report_half, list(self.recipe.budget))
+        losses = {suite.name: compare(suite, before, after).loss for suite in suites}
+        margins = {name: suite.margin for name, suite in self.recipe.budget.items() if suite.margin}
+        if self._start is None:  # the probe is a function of the rows alone
+            self._start = start.measure(self.tables["test"]).score
+        return Result(
+            self.case.key,
+            method,
+            seed,
+            round(seconds, 1),
+            gain=candidate.measure(self.tables["test"]).score - self._start,
+            losses=losses,
+            share=max(losses[name] / margin for name, margin in margins.items()),
+            alpha=chosen.alpha if chosen else 1.0,
+            path=chosen.path if chosen else "",
+        )
 
-
-def alone(arena: Arena, method: str, changes: Mapping[str, Any], seed: int, folder: Path) -> Result:
-    """Train a method at every rate and report the training with the best validation score."""
-    tried = []
-    for multiple in RATES:
-        ends = arena.train(changes, multiple, seed, folder / "tuned")
-        tried.append((ends.tuned.measure(arena.tables["validation"]).score, ends))
-    _, best = max(tried, key=lambda item: item[0])
-    return arena.report(method, seed, best.start, best.tuned, 1.0)
-
-
-def ours(arena: Arena, seed: int, folder: Path) -> Result:
-    """Train as often, and report the best mixture that is within the budget on the selection halves."""
-    recipe, tried = arena.recipe, []
-    for multiple in RATES:
-        changes = OURS_BY_TASK.get(recipe.task, {"method": "lp-ft"})
-        ends = arena.train(changes, multiple, seed, folder / "tuned")
+    def rescue(self, ends: Ends) -> tuple[Model, reports.AlphaOutcome]:
+        """Return the mixture that gains most within the budget on the selection halves."""
+        recipe = self.recipe
+        gating = {name: suite for name, suite in recipe.budget.items() if suite.margin}
         search = Search(
-            recipe.merge.model_copy(update={"paths": ["wise-ft", "lines"]}),
+            recipe.merge,
             recipe.evaluate,
-            recipe.budget,
+            gating,
             recipe.decide,
-            arena.paths,
-            arena.base,
+            self.paths,
+            self.base,
             ends,
-            arena.tables,
+            self.tables,
         )
         chosen = choose(search.outcomes())
-        tried.append((chosen.gain, chosen.alpha, search.model(chosen.path, chosen.alpha), ends.start))
-    _, alpha, model, start = max(tried, key=lambda item: item[0])
-    return arena.report(OURS, seed, start, model, alpha)
+        return search.model(chosen.path, chosen.alpha), chosen
 
 
-def prepared(name: str, profile: str | None, folder: Path) -> Arena:
-    """Prepare a recipe's splits and benchmarks below `folder`, without DVC."""
-    recipe_folder = folder / "recipes"
-    recipe_folder.mkdir()
-    shutil.copy(recipe_path(ROOT, name), recipe_folder / f"{name}.yaml")
-    if profile:
-        from flows.workspace import change_recipe
+def results_of(arena: Arena, seeds: int) -> Iterator[Result]:
+    """Yield every result of a case: those that are kept, and those that are still to be made."""
+    kept = kept_results(arena.case)
+    yield from kept
+    for seed in range(1, seeds + 1):
+        for method in arena.case.methods(arena.recipe):
+            if any((result.method, result.seed) == (method.name, seed) for result in kept):
+                continue
+            made = list(one_training(arena, method, seed))
+            with kept_file(arena.case).open(
+                "a", encoding="utf-8"
+            ) as file:  # both lines of a training, or none
+                file.write("".join(json.dumps(asdict(result)) + "\n" for result in made))
+            yield from made
 
-        fields = load_recipe(recipe_path(folder, name)).profiles[profile]
-        change_recipe(recipe_path(folder, name), fields)
-    paths = Paths(folder, name)
-    recipe = load_recipe(recipe_path(folder, name))
-    fetch_raw(recipe, paths)
-    run_stage("prepare", name, folder)
-    return Arena(recipe, paths)
+
+def one_training(arena: Arena, method: Method, seed: int) -> Iterator[Result]:
+    """Train once, and report the model; and what ours makes of it, where it is the one that ours takes."""
+    with tempfile.TemporaryDirectory(dir=arena.paths.root) as folder:
+        ends, seconds = arena.train(method, seed, Path(folder) / "tuned")
+        yield arena.report(method.name, seed, seconds, ends.start, ends.tuned)
+        if method.name == arena.case.ours:
+            started = time.process_time()
+            model, chosen = arena.rescue(ends)
+            yield arena.report(OURS, seed, time.process_time() - started, ends.start, model, chosen)
 
 
-def figures(results: list[Result], name: str, margins: Mapping[str, float]) -> Iterator[Figure]:
-    """Summarize by method, and set ours against the best gain that nothing held back."""
-    methods = list(dict.fromkeys(result.method for result in results))
-    mean = {
-        method: statistics.fmean(result.gain for result in results if result.method == method)
-        for method in methods
-    }
-    for method in methods:
-        own = [result for result in results if result.method == method]
-        gains = [result.gain for result in own]
-        worst = [result.share for result in own]
-        label = f"{name}: {method}"
-        yield Figure(f"{label}: gain", mean[method], "score", len(own), len(own), (min(gains), max(gains)))
-        within = all(share <= 1 for share in worst)
-        yield Figure(
-            f"{label}: worst loss / margin",
-            statistics.fmean(worst),
-            "share",
-            len(own),
-            len(own),
-            (min(worst), max(worst)),
-            "<= 1 with every seed" if method == OURS else None,
-            within if method == OURS else None,
-        )
-    best = max(mean[method] for method in methods if method != OURS)
-    share = mean[OURS] / best if best > 0 else float("nan")
-    yield Figure(f"{name}: ours / best gain", share, "share", len(results), goal=">= 0.95", met=share >= 0.95)
+def prepared(case: Case, folder: Path) -> Arena:
+    """Prepare a case's splits and benchmarks below `folder`, without DVC, unless they are there."""
+    paths = Paths(folder, case.recipe)
+    if not paths.base.exists():
+        (folder / "recipes").mkdir(parents=True, exist_ok=True)
+        recipe = recipe_path(folder, case.recipe)
+        shutil.copy(recipe_path(ROOT, case.recipe), recipe)
+        change_recipe(recipe, case.changes)
+        if (ROOT / BASES).is_dir():
+            shutil.copytree(ROOT / BASES, folder / BASES, dirs_exist_ok=True)
+        fetch_raw(load_recipe(recipe), paths)
+        if case.arrange:
+            case.arrange(paths.raw)
+        run_stage("prepare", case.recipe, folder)
+    return Arena(case, paths)
+
+
+def say(result: Result) -> None:
+    """Print one result."""
+    losses = ", ".join(f"{name} {loss:+.4f}" for name, loss in result.losses.items())
+    mixed = f"; {result.path} α {result.alpha:g}" if result.path else ""
+    print(f"seed {result.seed}  {result.method}: {result.gain:+.4f}; lost {losses}{mixed}", end="")
+    print(f"; {result.seconds:.0f} CPU-seconds", flush=True)
 
 
 def main() -> None:
-    """Run one recipe's comparison; print, write and draw it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--recipe", default="sentiment")
-    parser.add_argument("--profile")
+    """Run the cases, print and write their figures, and draw their fronts."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--case", choices=[case.recipe for case in CASES], help="one case only")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=600, help="rows of the training table; 0 takes all")
-    parser.add_argument("--methods", help="some of the methods, comma-separated")
+    parser.add_argument("--only-publish", action="store_true", help="no training: write what there is")
     given = parser.parse_args()
     np.seterr(all="ignore")
     torch.use_deterministic_algorithms(True)
-    chosen = given.methods.split(",") if given.methods else list(METHODS)
-    if unknown := set(chosen) - set(METHODS):
-        sys.exit(f"no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
-    with tempfile.TemporaryDirectory(prefix="bench-forgetting-") as name:
-        folder = Path(name)
-        arena = prepared(given.recipe, given.profile, folder)
-        if given.rows:
-            arena.tables["train"] = arena.tables["train"].head(given.rows).reset_index(drop=True)
-        known = USUAL_RATES[arena.kind.task]
-        results = []
-        for seed in range(1, given.seeds + 1):
-            for method in chosen:
-                if METHODS[method]["method"] in known:
-                    results.append(alone(arena, method, METHODS[method], seed, folder))
-                    _say(results[-1])
-            results.append(ours(arena, seed, folder))
-            _say(results[-1])
-        margins = {suite: value.margin for suite, value in arena.recipe.budget.items() if value.margin}
-    made = list(figures(results, given.recipe, margins))
-    suffix = "" if given.recipe == "sentiment" else f"-{given.recipe}"
-    publish(f"forgetting{suffix}", made, ["torch", "transformers", "peft"])
-    points = [Point(result.method, result.share, result.gain, result.method == OURS) for result in results]
-    picture = ROOT / "docs" / "images" / f"front{suffix}.svg"
-    write_text(picture, draw_front(points, "worst loss, as a share of what is allowed", "gain on the task"))
-    print(f"drawn in {picture.relative_to(ROOT)}")
-
-
-def _say(result: Result) -> None:
-    losses = ", ".join(f"{name} {loss:+.4f}" for name, loss in result.losses.items())
-    print(
-        f"seed {result.seed}  {result.method}: gain {result.gain:+.4f}; {losses}; α {result.alpha:g}",
-        flush=True,
-    )
+    for case in CASES:
+        if given.only_publish or given.case not in (None, case.recipe):
+            continue
+        arena = prepared(case, ROOT / "data" / "bench-forgetting" / case.key)
+        print(f"{case.title}: {arena.sizes}", flush=True)
+        for result in results_of(arena, given.seeds):
+            say(result)
+    publish_results(given.seeds)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    main()
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""What `make bench-forgetting` compares: three recipes on real weights and data, and every single method.
+
+Sizes are what three seeds of each case need to end within about an hour on two cores; they are printed with the figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.rates import USUAL_RATES
+from tasks.recipe import Recipe, recipe_path
+from tests.bench.figures import ROOT
+
+OURS = "Retain"
+"""The training of `Case.ours`, mixed with the base as far as the budget allows."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train: fields of the section `finetune`, and whether it needs rows of the original domain."""
+
+    name: str
+    kind: int
+    """Methods of one kind share a colour."""
+    changes: Mapping[str, Any]
+    times: float = 1.0
+    """Of the case's rate."""
+    replays: bool = False
+
+
+LORA = {"rank": 8, "alpha": 16.0}
+HARD = 3.0
+"""Times the rate at which ours trains: it forgets too much, and learns most."""
+METHODS = (
+    Method("full", 0, {"method": "full"}),
+    Method("full, rate / 3", 0, {"method": "full"}, 1 / 3),
+    Method("full, rate × 3", 0, {"method": "full"}, HARD),
+    Method("LP-FT", 1, {"method": "lp-ft"}),
+    Method("LP-FT, rate × 3", 1, {"method": "lp-ft"}, HARD),
+    Method("frozen lower half", 2, {"freeze_layers": 0.5}),
+    Method("layer decay 0.7", 2, {"layer_decay": 0.7}),
+    Method("LoRA r8", 3, {"method": "lora", "lora": LORA}),
+    Method("BitFit", 3, {"method": "biases"}),
+    Method("L2-SP 0.1", 4, {"method": "full", "l2_sp": 0.1}),
+    Method("EWC 10⁴", 4, {"method": "full", "ewc": 1e4}, replays=True),
+    Method("distillation", 4, {"method": "full", "distill": 1.0}),
+    Method("replay 25 %", 4, {"method": "full", "replay_share": 0.25}, replays=True),
+)
+"""Where a method does not say how the rest trains, it is by LP-FT where there is a head, else in full."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recipe at the size of this benchmark."""
+
+    recipe: str
+    title: str
+    gain: str
+    """What the target gain is, with its unit."""
+    changes: Mapping[str, Any]
+    """Fields of the recipe, as `retain run --set` takes them."""
+    times: float
+    """The rate of every method, as a multiple of its usual one."""
+    train_rows: int
+    validation_rows: int
+    ours: str
+    """The method whose training ours mixes with the base."""
+    lora_targets: tuple[str, ...] = ()
+    arrange: Callable[[Path], None] | None = None
+    """Makes raw files of raw files, in the folder of the recipe."""
+
+    @property
+    def key(self) -> str:
+        """Name all that the trainings of this case depend on, but the code."""
+        recipe = recipe_path(ROOT, self.recipe).read_text(encoding="utf-8")
+        inputs = [self.changes, self.times, self.train_rows, self.validation_rows, self.ours, recipe]
+        return f"{self.recipe}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:8]}"
+
+    def methods(self, recipe: Recipe) -> list[Method]:
+        """Return the methods that this task knows; replay needs trainable rows of the original domain."""
+        known = USUAL_RATES[recipe.task]
+        return [
+            method
+            for method in METHODS
+            if method.changes.get("method", "full") in known and (recipe.data.replay or not method.replays)
+        ]
+
+    def finetune(self, method: Method, seed: int, recipe: Recipe) -> dict[str, Any]:
+        """Return the section `finetune` of one training."""
+        known = USUAL_RATES[recipe.task]
+        changes = {"method": "lp-ft" if "lp-ft" in known else "full", **method.changes}
+        if "lora" in changes and self.lora_targets:
+            changes["lora"] = {**LORA, "targets": list(self.lora_targets)}
+        rate = float(f"{known[changes['method']] * self.times * method.times:.3g}")
+        settled = {"lora": None, "learning_rate": rate, "seed": seed}
+        return recipe.finetune.model_dump(mode="json") | settled | changes
+
+
+def keep_text_for_replay(raw: Path) -> None:
+    """Take the first articles of the reference text for replay, and leave the others to the benchmark."""
+    articles = re.split(r"(?m)^(?= = [^=].* = $)", (raw / "wikitext-all.txt").read_text(encoding="utf-8"))
+    rows, held = [], len(articles) // 3
+    for number, article in enumerate(articles[:held]):
+        words = article.split()
+        for start in range(0, len(words) - 64, 64):
+            rows.append({"id": f"{number}-{start}", "text": " ".join(words[start : start + 64])})
+    (raw / "replay.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (raw / "wikitext.txt").write_text("".join(articles[held:]), encoding="utf-8")
+
+
+DATA = "path:$RETAIN_DATA"
+CASES = (
+    Case(
+        "sentiment",
+        "Sentiment: MiniLM on product reviews",
+        "accuracy on the test split, over the base with a linear probe",
+        {
+            "finetune.epochs": 1,
+            "finetune.batch_size": 16,
+            "finetune.max_length": 64,
+            "evaluate.max_length": 64,
+            "data.targets": {},
+            "data.replay": {
+                "file": "editorial.tsv",
+                "format": "tsv",
+                "header": ["id", "rating", "text"],
+                "quoting": False,
+                "id": "id",
+                "sign_of": "rating",
+                "drop_below": 0.5,
+            },
+            "benchmarks": {
+                "constitution": {
+                    "kind": "retrieval",
+                    "file": "constitution.json",
+                    "format": "json",
+                    "query": "title",
+                    "document": "description",
+                },
+                "conversations": {
+                    "kind": "retrieval",
+                    "file": "conversations/*.yml",
+                    "format": "conversations",
+                },
+            },
+            "budget": {"constitution": {"margin": 0.03}, "conversations": {"margin": 0.025}},
+            "merge.paths": ["wise-ft", "lines"],
+        },
+        1.0,
+        480,
+        200,
+        "LP-FT, rate × 3",
+    ),
+    Case(
+        "support-chat",
+        "Support chat: SmolLM2-135M on dialogues",
+        "log-likelihood a token on held-out dialogues, in nats, over the base",
+        {
+            "data.source": {
+                "train.jsonl": f"{DATA}/star_support_dialogues/train.jsonl",
+                "test.jsonl": f"{DATA}/star_support_dialogues/test.jsonl",
+                "wikitext-all.txt": f"{DATA}/bench_wikitext2/test.txt",
+                "arc.jsonl": f"{DATA}/bench_arc_easy/test.jsonl",
+                "hellaswag.jsonl": f"{DATA}/bench_hellaswag/test.jsonl",
+                "lambada.jsonl": f"{DATA}/bench_lambada_openai/test.jsonl",
+            },
+            "data.train.max_rows": 120,
+            "data.test.max_rows": 30,
+            "data.replay": {"file": "replay.jsonl", "format": "jsonl", "id": "id", "max_rows": 60},
+            "finetune.max_length": 128,
+            "finetune.batch_size": 4,
+            "benchmarks": {
+                "wikitext": {
+                    "kind": "perplexity",
+                    "file": "wikitext.txt",
+                    "block_words": 24,
+                    "max_blocks": 200,
+                },
+                "lambada": {"kind": "last-word", "file": "lambada.jsonl", "max_examples": 30},
+                "arc-easy": {
+                    "kind": "choices",
+                    "file": "arc.jsonl",
+                    "prompt": "{query}\nAnswer:",
+                    "max_examples": 30,
+                },
+                "hellaswag": {
+                    "kind": "choices",
+                    "file": "hellaswag.jsonl",
+                    "prompt": "{query}",
+                    "normalise": True,
+                    "max_examples": 30,
+                },
+            },
+            "budget": {
+                "wikitext": {"margin": 0.05},
+                "lambada": {"informative": True},
+                "arc-easy": {"informative": True},
+                "hellaswag": {"informative": True},
+            },
+            "merge.alphas": [0.0, 0.2, 0.4, 0.6, 0.8, 1.0],
+        },
+        2.5,
+        32,
+        12,
+        "full, rate × 3",
+        arrange=keep_text_for_replay,
+    ),
+    Case(
+        "medical-imaging",
+        "Chest X-rays: a small ResNet from CIFAR-10",
+        "accuracy on the test split, over the base with a linear probe",
+        {"finetune.epochs": 4, "merge.paths": ["wise-ft", "lines"]},
+        1.0,
+        600,
+        200,
+        "LP-FT, rate × 3",
+        lora_targets=("convolution",),
+    ),
+)

@@ -1,0 +1,158 @@
+"""What `make bench-forgetting` keeps of each training, and the figures and fronts that it makes of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.files import write_text
+from tests.bench.figures import ROOT, Figure, publish
+from tests.bench.forgetting_cases import CASES, METHODS, OURS, Case
+from tests.bench.front import Spot, draw_front
+
+NEAR = 0.95
+"""Share of the best gain that ours is to keep within the budget."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one model, on what nothing was chosen with."""
+
+    key: str
+    """Of the case: `Case.key`."""
+    method: str
+    seed: int
+    seconds: float
+    """CPU time of the training; of ours, of its search on top."""
+    gain: float
+    """On the test split."""
+    losses: Mapping[str, float]
+    """On the report halves, by suite."""
+    share: float
+    """The worst loss, as a share of its margin."""
+    alpha: float
+    path: str
+
+
+def kept_file(case: Case) -> Path:
+    """Return where a case's results are kept."""
+    return ROOT / "benchmarks" / "forgetting" / f"{case.recipe}.jsonl"
+
+
+def kept_results(case: Case) -> list[Result]:
+    """Read the results of a case at its present sizes."""
+    if not kept_file(case).exists():
+        kept_file(case).parent.mkdir(parents=True, exist_ok=True)
+        return []
+    lines = kept_file(case).read_text(encoding="utf-8").splitlines()
+    results = [Result(**json.loads(line)) for line in lines]
+    return [result for result in results if result.key == case.key]
+
+
+def publish_results(seeds: int) -> None:
+    """Print and write the figures of all cases, and draw their fronts."""
+    made: list[Figure] = []
+    for case in CASES:
+        spots = spots_of(kept_results(case))
+        if not any(spot.kind < 0 for spot in spots) or not any(spot.kind >= 0 for spot in spots):
+            print(f"{case.recipe}: ours or every other method is still to be measured")
+            continue
+        made += figures(case.recipe, spots, seeds)
+        made += search_figures(case.recipe, kept_results(case), case.ours)
+        picture = ROOT / "docs" / "images" / f"front-{case.recipe}.svg"
+        write_text(picture, draw_front(spots, case.title, case.gain))
+        print(f"drawn in {picture.relative_to(ROOT)}")
+    publish("forgetting", made, ["torch", "transformers", "peft"])
+
+
+def spots_of(results: Sequence[Result]) -> list[Spot]:
+    """Gather results by method, ours first; only seeds with which every method was measured count."""
+    measured = {result.method for result in results}
+    seeds = [
+        seed
+        for seed in sorted({result.seed for result in results})
+        if {result.method for result in results if result.seed == seed} == measured
+    ]
+    kinds = {OURS: -1} | {method.name: method.kind for method in METHODS}
+    spots = []
+    for name, kind in kinds.items():
+        own = [result for result in results if result.method == name and result.seed in seeds]
+        if own:
+            spots.append(Spot(name, kind, [result.share for result in own], [result.gain for result in own]))
+    return spots
+
+
+def figures(recipe: str, spots: Sequence[Spot], seeds: int) -> Iterator[Figure]:
+    """Yield gain and worst loss of every method, and set ours against the best gain and against each."""
+    for spot in spots:
+        n, label = len(spot.gains), f"{recipe}: {spot.name}"
+        yield Figure(
+            f"{label}: gain",
+            spot.gain,
+            "score",
+            n,
+            n,
+            (min(spot.gains), max(spot.gains)),
+        )
+        yield Figure(
+            f"{label}: worst loss / margin", spot.loss, "share", n, n, (min(spot.losses), max(spot.losses))
+        )
+    ours = next(spot for spot in spots if spot.kind < 0)
+    alone = [spot for spot in spots if spot.kind >= 0]
+    best = max(alone, key=lambda spot: spot.gain)
+    kept, within = ours.gain / best.gain, max(ours.losses) <= 1
+    beaten = [spot.name for spot in alone if dominates(ours, spot)]
+    yield Figure(
+        f"{recipe}: seeds",
+        len(ours.gains),
+        "seeds",
+        len(ours.gains),
+        len(ours.gains),
+        None,
+        f">= {seeds}",
+        len(ours.gains) >= seeds,
+    )
+    yield Figure(
+        f"{recipe}: ours keeps of the best gain ({best.name})",
+        kept,
+        "share",
+        len(ours.gains),
+        len(ours.gains),
+        None,
+        f">= {NEAR:g} with every seed within the budget, or as good as every method in both",
+        (kept >= NEAR and within) or len(beaten) == len(alone),
+    )
+    yield Figure(
+        f"{recipe}: methods that ours equals or beats in both",
+        len(beaten),
+        f"of {len(alone)}",
+        len(ours.gains),
+        len(ours.gains),
+    )
+    allowed = [spot for spot in alone if max(spot.losses) <= 1]
+    if allowed:
+        rival = max(allowed, key=lambda spot: spot.gain)
+        yield Figure(
+            f"{recipe}: best gain of a single method within the budget ({rival.name})",
+            rival.gain,
+            "score",
+            len(rival.gains),
+            len(rival.gains),
+        )
+
+
+def dominates(ours: Spot, other: Spot) -> bool:
+    """Say whether ours gains as much and loses as little, in the mean over the seeds."""
+    return ours.gain >= other.gain and ours.loss <= other.loss
+
+
+def search_figures(recipe: str, results: Sequence[Result], trained: str) -> Iterator[Figure]:
+    """Yield what ours costs on top of its training."""
+    search = [result.seconds for result in results if result.method == OURS]
+    training = [result.seconds for result in results if result.method == trained]
+    if search and training:
+        share = statistics.median(search) / statistics.median(training)
+        yield Figure(f"{recipe}: search / training, CPU time", share, "share", len(search), len(search))
