@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ import typer
 
 from flows import release_commands
 from flows.console import duration, find_root, parse_settings, say, say_json, say_markdown, say_table
-from tasks.errors import ConfigError, PipelineError, Refused
+from tasks.errors import ConfigError, PipelineError
 from tasks.files import disk_full
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from flows.plan import Plan
     from flows.runs import FlowResult
     from tasks.summary import Summary
+    from tasks.trials import Trial
 
 app = typer.Typer(
     help="Fine-tune pretrained models on a schedule, and never ship one that forgot.",
@@ -201,6 +203,11 @@ def run(
         if_running=if_running,
         root=root,
     )
+    _tell(root, recipe, result)
+
+
+def _tell(root: Path, recipe: str, result: FlowResult) -> None:
+    """Print what came of a run; a refusal ends the command with its status."""
     say()
     say_markdown(result.summary or _markdown(root, recipe))
     for line in _came_of_it(result):
@@ -258,27 +265,66 @@ def tune(
 ) -> None:
     """Search for the best model that forgets at most what the budget allows; the winner becomes a run."""
     root = _enter_root()
-    from flows.tune import search
+    from flows.tune import margins, search
+    from tasks.trials import winner
 
+    allowed = margins(root, recipe)
     found = search(root, recipe, trials, say)
+    say()
     say_table(
-        ("trial", "gain", "α", "as tuned", "worst loss", "what"), [_trial_row(trial) for trial in found]
+        ("trial", "gain", "α", "lost", "as tuned", "lost", "what"),
+        [_trial_row(trial, allowed) for trial in found],
     )
-    best = found[0] if found else None
-    if best is None or best["gain"] is None or best["gain"] <= 0:
-        raise Refused(f"No trial of {recipe} gained anything within the forgetting budget.")
-    if then_run:
-        run(recipe, [f"{field}={json.dumps(value)}" for field, value in best["changes"].items()])
+    say(
+        "gain: on validation, within the budget, at that α; as tuned: at α = 1. "
+        "lost: the worst loss on the selection halves, as a share of what is allowed."
+    )
+    best = winner(found, allowed)
+    if not then_run:
+        settings = [shlex.quote(f"{field}={json.dumps(value)}") for field, value in best.changes.items()]
+        words = "".join(f" --set {setting}" for setting in settings)
+        say(f"Trial {best.number} is the best. To run it: retain run {recipe}{words}")
+        return
+    say(f"Trial {best.number} is the best, and becomes a run.")
+    from flows.finetune import run_recipe
+
+    result = run_recipe(recipe, changes=best.changes, root=root)
+    say()
+    say(_same_model(best, result))
+    _tell(root, recipe, result)
 
 
-def _trial_row(trial: dict[str, Any]) -> tuple[str, ...]:
-    changed = {field.removeprefix("finetune."): value for field, value in trial["changes"].items() if value}
+def _same_model(trial: Trial, result: FlowResult) -> str:
+    if result.model == trial.model:
+        return f"The run made the very model that trial {trial.number} found, to the bit."
+    return (
+        f"The run's model is not trial {trial.number}'s to the bit: that takes a CPU, the same number of threads and "
+        "the same libraries. What counts is what the run measured."
+    )
+
+
+def _trial_row(trial: Trial, allowed: Mapping[str, float]) -> tuple[str, ...]:
+    changed = {field.removeprefix("finetune."): value for field, value in trial.changes.items() if value}
+    if lora := changed.pop("lora", None):
+        changed["rank"] = lora["rank"]
     what = ", ".join(f"{name} {value}" for name, value in changed.items())
-    if trial["gain"] is None:
-        return (str(trial["number"]), trial["state"], "", "", "", what)
-    worst = max(trial["losses"].values(), default=0.0)
-    figures = (f"{trial['gain']:+.4f}", f"{trial['alpha']:g}", f"{trial['tuned_gain']:+.4f}", f"{worst:+.4f}")
-    return (str(trial["number"]), *figures, what)
+    if trial.gain is None or trial.tuned_gain is None:
+        return (str(trial.number), trial.state, "", "", "", "", what)
+    shares = [
+        max((losses[name] / margin for name, margin in allowed.items()), default=0.0)
+        for losses in (trial.kept or {}, trial.losses or {})
+        if losses
+    ]
+    kept, lost = (f"{max(share, 0.0):.0%}" for share in shares)
+    return (
+        str(trial.number),
+        f"{trial.gain:+.4f}",
+        f"{trial.alpha:g}",
+        kept,
+        f"{trial.tuned_gain:+.4f}",
+        lost,
+        what,
+    )
 
 
 @app.command()

@@ -19,7 +19,7 @@ from flows.workspace import Workspace, commit_of, experiment_name, own_workspace
 from tasks.errors import Refused
 from tasks.paths import Paths, registry_root
 from tasks.recipe import Recipe, load_recipe, recipe_path
-from tasks.reports import DecideReport, read_report
+from tasks.reports import DecideReport, MergeReport, read_report
 from tasks.stages import STAGES
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class FlowResult:
     """Stages that ran; the others stood as they were, or came from the cache."""
     restored: list[str]
     """Stages whose results came from the cache."""
+    model: str | None = None
+    """Fingerprint of the chosen model's folder; None before `merge`."""
     version: int | None = None
     """Version in the registry; None when nothing was registered."""
     created: bool = False
@@ -149,6 +151,7 @@ class Run:
             else (refused.problems or [refused.message] if refused else []),
             executed=[stage for stage, outcome in self.outcomes.items() if outcome == "executed"],
             restored=[stage for stage, outcome in self.outcomes.items() if outcome == "restored"],
+            model=read_report(self.paths.merge, MergeReport).model if "merge" in self.outcomes else None,
             version=made.version if made else None,
             created=bool(made and made.created),
             promoted=bool(made and made.promoted),

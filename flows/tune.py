@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from flows.build import build_stage, check_listed, open_repo
 from flows.fetch import fetch_data
 from flows.run_lock import only_run
-from tasks.errors import StageError
+from tasks.errors import ConfigError, Preempted, StageError
 from tasks.paths import Paths
 from tasks.recipe import load_recipe, recipe_path
+from tasks.trials import Trial, read_trials
 
 BEFORE = ("prepare", "validate", "check", "gate")
 """Stages that a search stands on."""
 
 
-def search(root: Path, recipe: str, trials: int | None, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def search(root: Path, recipe: str, trials: int | None, say: Callable[[str], None]) -> list[Trial]:
     """Run a recipe's search and return its trials, the best first.
 
     Raises:
+        ConfigError: the recipe has no section `tune`.
         Refused: the gate refuses the data.
         StageError: the search failed; what it said is on the terminal.
+        Preempted: it was stopped; run again, it goes on.
     """
     loaded = load_recipe(recipe_path(root, recipe))
-    paths = Paths(root, recipe)
-    with only_run(paths, "tune", "refuse", say), open_repo(root) as repo:
-        check_listed(repo, recipe)
-        fetch_data(repo, loaded, paths)
-        for stage in BEFORE:
-            say(f"{stage}: {build_stage(repo, recipe, stage, say)}")
-    words = [sys.executable, "-m", "tasks.tune", recipe, *([str(trials)] if trials else [])]
-    done = subprocess.run(words, cwd=root, check=False)
-    if done.returncode:
-        raise StageError(
-            f"The search ended with status {done.returncode}; run it again to go on where it stood."
+    if loaded.tune is None:
+        raise ConfigError(
+            f"recipes/{recipe}.yaml has no section `tune`: say there how many trials, and what they may change. "
+            "docs/recipes.md lists its fields, recipes/sentiment.yaml has one."
         )
-    found: list[dict[str, Any]] = json.loads(
-        (paths.scratch / "tune" / "trials.json").read_text(encoding="utf-8")
-    )
-    return found
+    paths = Paths(root, recipe)
+    with only_run(paths, "tune", "refuse", say):
+        with open_repo(root) as repo:
+            check_listed(repo, recipe)
+            fetch_data(repo, loaded, paths)
+            for stage in BEFORE:
+                say(f"{stage}: {build_stage(repo, recipe, stage, say)}")
+        _search_in_process(root, recipe, trials)
+    return read_trials(paths)
+
+
+def _search_in_process(root: Path, recipe: str, trials: int | None) -> None:
+    """Run `tasks.tune` to its end; it answers for its own words, which go straight to the terminal."""
+    words = [sys.executable, "-m", "tasks.tune", recipe, *([str(trials)] if trials else [])]
+    status = subprocess.run(words, cwd=root, check=False).returncode
+    if status == Preempted.exit_code:
+        raise Preempted("the search was stopped; run it again to go on where it stood")
+    if status:
+        raise StageError(f"The search ended with status {status}; run it again to go on where it stood.")
+
+
+def margins(root: Path, recipe: str) -> dict[str, float]:
+    """Return what each gating suite of a recipe may lose."""
+    budget = load_recipe(recipe_path(root, recipe)).budget
+    return {name: suite.margin for name, suite in budget.items() if suite.margin}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+TOO_HIGH = 10
+"""Times the usual rate that a recipe may ask for without saying so."""
 CLASSIFIERS = {"full": 1e-4, "lp-ft": 1e-4, "probe": 1.0, "norms": 1e-3, "biases": 1e-3, "lora": 1e-3}
 
 USUAL_RATES: Mapping[str, Mapping[str, float]] = {

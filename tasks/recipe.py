@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ConfigError
-from tasks.rates import USUAL_RATES
+from tasks.rates import TOO_HIGH, USUAL_RATES
 
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
@@ -604,7 +604,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit_the_task(self) -> Recipe:
-        if problems := [*_data_problems(self), *_finetune_problems(self), *_benchmark_problems(self)]:
+        problems = [*_data_problems(self), *_finetune_problems(self), *_benchmark_problems(self)]
+        if problems := [*problems, *_tune_problems(self)]:
             raise ValueError("; ".join(problems))
         return self
 
@@ -669,6 +670,27 @@ def _finetune_problems(recipe: Recipe) -> list[str]:
         problems.append(
             "finetune.replay_share and finetune.ewc need data.replay, rows of the original domain"
         )
+    return problems
+
+
+def _tune_problems(recipe: Recipe) -> list[str]:
+    section, finetune, known = recipe.tune, recipe.finetune, USUAL_RATES[recipe.task]
+    if section is None:
+        return []
+    problems = []
+    if unknown := [method for method in section.methods if method not in known]:
+        problems.append(f"tune.methods: {recipe.task} knows {', '.join(known)}, not {', '.join(unknown)}")
+    if section.learning_rates and section.learning_rates[0] >= section.learning_rates[1]:
+        problems.append("tune.learning_rates: the least multiple comes first, then the greatest")
+    if section.learning_rates and section.learning_rates[1] > TOO_HIGH and not finetune.force_learning_rate:
+        problems.append(
+            f"tune.learning_rates: a run refuses more than {TOO_HIGH} times the usual rate, unless "
+            "finetune.force_learning_rate is set"
+        )
+    if any(section.replay_share) and recipe.data.replay is None:
+        problems.append("tune.replay_share needs data.replay, rows of the original domain")
+    if "lora" in section.methods and (finetune.l2_sp or finetune.ewc):
+        problems.append("tune.methods: lora does not go with finetune.l2_sp and finetune.ewc: set both to 0")
     return problems
 
 

@@ -3,8 +3,9 @@
 Trials train in this process, on the splits that the gate has cleared, and are judged as `merge` judges: by the gain on
 validation of the best mixture that stays within the budget on the *selection* halves. The report halves and the test
 split are never looked at, so the winner still has to pass as any other run. Optuna (Akiba et al. 2019) samples and
-prunes; its journal lies in the recipe's scratch folder, so a search that was stopped goes on where it stood. Alone, once
-`gate` has run: `python -m tasks.tune <recipe> [trials]`.
+prunes; its journal lies in the recipe's scratch folder, and a trial's checkpoints beside it, so that a search that was
+stopped or killed goes on in the middle of the trial where it stood. Writes `trials.json` there. Alone, once `gate` has
+run: `python -m tasks.tune <recipe> [trials]`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tasks.device import hold_device
 from tasks.errors import ConfigError, PipelineError, Preempted
 from tasks.families import family
 from tasks.families.interface import Measured, Model
-from tasks.files import write_text
+from tasks.files import fingerprint, folder_fingerprint
 from tasks.forgetting.search import Ends, Search, choose
 from tasks.models import pick_device
 from tasks.passport import verify_passport
@@ -40,32 +40,15 @@ from tasks.sources import base_folder
 from tasks.splits import read_splits
 from tasks.training.loop import Progress
 from tasks.training.run import train_model
+from tasks.trials import Trial, ranked, write_trials
 
 log = logging.getLogger(__name__)
 
 USUAL_RANGE = (0.1, 5.0)
+ENDS_A_TRIAL = (PipelineError, ValueError, ArithmeticError, torch.OutOfMemoryError)
+"""What a ruinous setting can end in: a loss or an outcome that is not finite, no room for the batch."""
 SEARCHED = ("full", "lp-ft", "norms", "biases")
 """Methods that need no further setting."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training and the best that is within the budget between its base and it."""
-
-    number: int
-    changes: Mapping[str, Any]
-    """Fields of the recipe, as `retain run --set` takes them."""
-    state: str
-    """`complete`, `pruned`, or `failed`, which is the reason."""
-    gain: float | None = None
-    """On validation, of the chosen mixture, over where tuning started."""
-    alpha: float | None = None
-    path: str | None = None
-    tuned_gain: float | None = None
-    """Of the tuned model as it is, whatever it forgot."""
-    losses: Mapping[str, float] | None = None
-    """What the tuned model lost, by suite, on the selection halves."""
-    seconds: float = 0.0
 
 
 def tune(
@@ -91,6 +74,7 @@ def tune(
         torch.use_deterministic_algorithms(device == "cpu")
         attempt = _Attempt(recipe, paths, device)
         study = _study(section, recipe, paths, attempt.schema)
+        _take_up(study)
         left = (trials or section.trials) - len(_finished(study))
         if left > 0:
             study.optimize(
@@ -98,12 +82,9 @@ def tune(
                 n_trials=left,
                 callbacks=[lambda study, trial: tell(_as_trial(trial))] if tell else None,
             )
+    for folder in _folder(paths).glob("trial-*"):  # of searches that were given up
+        shutil.rmtree(folder, ignore_errors=True)
     return ranked([_as_trial(trial) for trial in _finished(study)])
-
-
-def ranked(trials: list[Trial]) -> list[Trial]:
-    """Sort trials: the greatest gain within the budget first, what did not end last."""
-    return sorted(trials, key=lambda trial: (trial.gain is None, -(trial.gain or 0.0), trial.number))
 
 
 def sample(trial: Any, section: Tune, recipe: Recipe) -> dict[str, Any]:
@@ -126,7 +107,10 @@ def sample(trial: Any, section: Tune, recipe: Recipe) -> dict[str, Any]:
     }
     if method == "lora":
         rank = trial.suggest_categorical("lora_rank", section.lora_ranks)
-        changes["lora"] = Lora(rank=rank, alpha=2.0 * rank).model_dump(mode="json")
+        given = recipe.finetune.lora.model_dump(mode="json") if recipe.finetune.lora else {}
+        changes["lora"] = Lora.model_validate({**given, "rank": rank, "alpha": 2.0 * rank}).model_dump(
+            mode="json"
+        )
     return changes
 
 
@@ -157,12 +141,10 @@ class _Attempt:
         started = time.monotonic()
         try:
             return self._gain(trial, self._section(changes))
-        except (optuna.TrialPruned, Preempted):
+        except Preempted:
             raise
-        except (
-            PipelineError
-        ) as error:  # a loss that is not finite, say: this trial failed, the search goes on
-            trial.set_user_attr("failure", error.message)
+        except ENDS_A_TRIAL as error:  # a loss that is not finite, say: this trial failed, the search goes on
+            trial.set_user_attr("failure", str(error))
             raise optuna.TrialPruned from error
         finally:
             trial.set_user_attr("seconds", round(time.monotonic() - started, 1))
@@ -174,7 +156,8 @@ class _Attempt:
             raise ConfigError(f"the section `tune` makes no valid section `finetune`: {error}") from None
 
     def _gain(self, trial: Any, section: Finetune) -> float:
-        scratch = Path(tempfile.mkdtemp(dir=_folder(self.paths), prefix=".trial."))
+        # Named by what is trained: taken up again after a kill, the trial finds its own checkpoints there.
+        scratch = _folder(self.paths) / f"trial-{fingerprint([('section', section.model_dump_json())])[:16]}"
         try:
             torch.manual_seed(section.seed)
             train, validation = self.tables["train"], self.tables["validation"]
@@ -182,11 +165,17 @@ class _Attempt:
             original = self.tables.get(REPLAY)
             watch = _pruner(trial, model.start_score)
             train_model(model, section, train, validation, scratch / "checkpoints", original, watch)
-            return self._judge(trial, model, scratch / "tuned")
-        finally:
+            gain = self._judge(trial, model, scratch)
+        except Preempted:
+            raise
+        except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        shutil.rmtree(scratch, ignore_errors=True)
+        return gain
 
-    def _judge(self, trial: Any, model: Model, tuned: Path) -> float:
+    def _judge(self, trial: Any, model: Model, scratch: Path) -> float:
+        tuned, kept = scratch / "tuned", scratch / "chosen"
         model.save(tuned)
         precision = self.recipe.evaluate.precision
         ends = Ends(
@@ -207,11 +196,21 @@ class _Attempt:
         outcomes = search.outcomes()
         chosen = choose(outcomes)
         whole = next(outcome for outcome in outcomes if outcome.alpha == 1)
-        trial.set_user_attr("alpha", chosen.alpha)
-        trial.set_user_attr("path", chosen.path)
-        trial.set_user_attr("tuned_gain", whole.gain)
-        trial.set_user_attr("losses", {suite.name: suite.loss for suite in whole.suites})
+        search.model(chosen.path, chosen.alpha).save(kept)
+        said = {
+            "alpha": chosen.alpha,
+            "path": chosen.path,
+            "tuned_gain": whole.gain,
+            "losses": self._gating(whole),
+            "kept": self._gating(chosen),
+            "model": folder_fingerprint(kept),
+        }
+        for name, value in said.items():
+            trial.set_user_attr(name, value)
         return chosen.gain
+
+    def _gating(self, outcome: reports.AlphaOutcome) -> dict[str, float]:
+        return {suite.name: suite.loss for suite in outcome.suites if self.recipe.budget[suite.name].margin}
 
 
 def _pruner(trial: Any, start: float) -> Callable[[Progress, Measured], None]:
@@ -252,6 +251,24 @@ def _study(section: Tune, recipe: Recipe, paths: Paths, schema: reports.SplitSch
     return study
 
 
+def _take_up(study: Any) -> None:
+    """Put trials that were interrupted first in the queue, as they were drawn: their checkpoints are still there."""
+    import optuna
+
+    states = optuna.trial.TrialState
+    taken_up = set(study.user_attrs.get("taken_up", []))
+    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING, states.FAIL)):
+        if trial.number in taken_up:
+            continue
+        if trial.state == states.RUNNING:  # whoever ran it was killed
+            study.tell(trial.number, state=states.FAIL)
+        if trial.params:
+            log.info("trial %d was interrupted: it is taken up again", trial.number)
+            study.enqueue_trial(trial.params)
+        taken_up.add(trial.number)
+        study.set_user_attr("taken_up", sorted(taken_up))
+
+
 def _folder(paths: Paths) -> Path:
     folder = paths.scratch / "tune"
     folder.mkdir(parents=True, exist_ok=True)
@@ -277,13 +294,10 @@ def _as_trial(trial: Any) -> Trial:
         path=said.get("path"),
         tuned_gain=said.get("tuned_gain"),
         losses=said.get("losses"),
+        kept=said.get("kept"),
+        model=said.get("model"),
         seconds=said.get("seconds", 0.0),
     )
-
-
-def trials_file(paths: Paths) -> Path:
-    """Return where the command line finds what came of a search."""
-    return paths.scratch / "tune" / "trials.json"
 
 
 def _say(trial: Trial) -> None:
@@ -317,7 +331,7 @@ def main() -> int:
     except PipelineError as error:
         print(f"tune: {error}", file=sys.stderr)
         return error.exit_code
-    write_text(trials_file(paths), json.dumps([asdict(trial) for trial in found], indent=2) + "\n")
+    write_trials(found, paths)
     return 0
 
 

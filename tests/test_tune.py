@@ -1,20 +1,29 @@
-"""tune: trials are judged within the budget, a stopped search goes on, a ruinous trial ends alone."""
+"""tune: trials are judged within the budget, a killed search goes on, a ruinous trial ends alone, the winner is run."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows.workspace import change_recipe
 from tasks import tune as module
-from tasks.errors import ConfigError, StageError
+from tasks.__main__ import run_stage
+from tasks.errors import ConfigError, Refused, StageError
 from tasks.paths import Paths
 from tasks.recipe import Recipe, Tune, load_recipe, recipe_path
-from tasks.tune import Trial, ranked, tune
+from tasks.reports import MergeReport, read_report
+from tasks.trials import Trial, ranked, read_trials, winner
+from tasks.tune import tune
 from tests.models_data import tuned_project
 
 
@@ -52,8 +61,8 @@ def test_every_trial_says_what_it_changed_and_what_came_of_it(paths: Paths) -> N
         if trial.state == "complete":
             assert trial.gain is not None
             assert trial.gain >= 0, "the base itself is always within the budget"
-            assert set(trial.losses or {}) == {"articles"}
-    assert not list((paths.scratch / "tune").glob(".trial.*")), "nothing is left of the trials' models"
+            assert set(trial.losses or {}) == set(trial.kept or {}) == {"articles"}
+    assert not list((paths.scratch / "tune").glob("trial-*")), "nothing is left of the trials' models"
 
 
 def test_a_search_goes_on_where_it_stood(paths: Paths) -> None:
@@ -92,6 +101,55 @@ def test_a_trial_that_fails_does_not_end_the_search(paths: Paths, monkeypatch: p
     assert [trial.state for trial in found] == ["complete", "failed: step 3: the loss is nan"]
 
 
+def test_a_search_in_which_every_trial_diverges_says_so(paths: Paths) -> None:
+    recipe = searched(paths, seed=5, trials=2, methods=["full"], learning_rates=[1e35, 1e36])
+    found = tune(recipe, paths=paths)
+    assert [trial.failed for trial in found] == [True, True]
+    assert "nan" in found[0].state
+    with pytest.raises(Refused, match="No trial gained anything") as refused:
+        winner(found, {"articles": 0.1})
+    assert refused.value.problems == [f"trial {trial.number} {trial.state}" for trial in found]
+
+
+def test_the_run_of_a_trial_makes_its_very_model(paths: Paths) -> None:
+    found = tune(searched(paths, seed=6, trials=2, epochs=[2]), paths=paths)
+    trial = next(trial for trial in found if trial.number == 1)
+    recipe = recipe_path(paths.root, "tiny")
+    before = recipe.read_text()
+    try:
+        change_recipe(recipe, trial.changes)
+        for stage in ("finetune", "merge"):
+            run_stage(stage, "tiny", paths.root)
+        assert read_report(paths.merge, MergeReport).model == trial.model
+    finally:
+        recipe.write_text(before)
+
+
+@pytest.mark.e2e
+def test_killed_in_the_middle_of_a_trial_a_search_ends_as_it_would_have(paths: Paths) -> None:
+    settings = "{trials: 1, seed: 11, methods: [full], learning_rates: [1, 2], epochs: [8]}"
+    with searching(paths, settings, "checkpoint_every: 1") as start:
+        checkpoints = paths.scratch / "tune"
+        first = start()
+        deadline = time.monotonic() + 120
+        while not list(checkpoints.glob("trial-*/checkpoints/step-*")):
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        first.kill()
+        first.wait()
+        said, _ = start().communicate()
+        assert "trial 0 was interrupted: it is taken up again" in said
+        assert "going on from the checkpoint" in said
+        killed = read_trials(paths)
+        shutil.rmtree(checkpoints)
+        start().communicate()
+        whole = read_trials(paths)
+    assert len(killed) == len(whole) == 1
+    assert killed[0].changes == whole[0].changes
+    assert (killed[0].gain, killed[0].model) == (whole[0].gain, whole[0].model)
+
+
 def test_the_best_comes_first_and_what_did_not_end_last() -> None:
     made = [Trial(0, {}, "pruned"), Trial(1, {}, "complete", gain=0.1), Trial(2, {}, "complete", gain=0.3)]
     assert [trial.number for trial in ranked(made)] == [2, 1, 0]
@@ -113,19 +171,72 @@ def test_data_that_was_not_cleared_is_not_searched_over(paths: Paths, project: P
 
 
 def test_alone_it_writes_its_trials(paths: Paths) -> None:
+    with searching(paths, "{trials: 1, seed: 9, methods: [lp-ft], epochs: [1]}") as start:
+        said, problems = (done := start()).communicate()
+    assert done.returncode == 0, problems
+    assert "trial 0: gain" in said
+    (trial,) = read_trials(paths)
+    assert trial.changes["finetune.method"] == "lp-ft"
+
+
+@contextlib.contextmanager
+def searching(
+    paths: Paths, settings: str, finetune: str = ""
+) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Give the recipe a search, and yield what starts one in a process of its own."""
     recipe = recipe_path(paths.root, "tiny")
     before = recipe.read_text()
-    recipe.write_text(before + "\ntune: {trials: 1, seed: 9, methods: [lp-ft], epochs: [1]}\n")
+    changed = before.replace("finetune:\n", f"finetune:\n  {finetune}\n") if finetune else before
+    recipe.write_text(f"{changed}\ntune: {settings}\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "tasks.tune", "tiny"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     try:
-        command = [sys.executable, "-m", "tasks.tune", "tiny"]
-        root = Path(__file__).parent.parent
-        environment = {**os.environ, "PYTHONPATH": str(root)}
-        done = subprocess.run(
-            command, cwd=paths.root, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert "trial 0: gain" in done.stdout
-        (trial,) = json.loads(module.trials_file(paths).read_text())
-        assert trial["changes"]["finetune.method"] == "lp-ft"
+        yield lambda: subprocess.Popen(command, cwd=paths.root, env=environment, **pipes)
     finally:
         recipe.write_text(before)
+
+
+MARGINS = {"articles": 0.05}
+
+
+def test_the_winner_is_what_gained_most_within_the_budget() -> None:
+    trials = [Trial(0, {}, "complete", gain=0.1), Trial(1, {}, "complete", gain=0.2), Trial(2, {}, "pruned")]
+    assert winner(trials, MARGINS).number == 1
+
+
+def test_without_a_winner_every_reason_is_said() -> None:
+    over = Trial(3, {}, "complete", gain=0.0, tuned_gain=0.2, losses={"articles": 0.3})
+    dull = Trial(4, {}, "complete", gain=0.0, tuned_gain=0.0, losses={"articles": 0.0})
+    trials = [over, dull, Trial(5, {}, "pruned"), Trial(6, {}, "failed: the loss is nan")]
+    with pytest.raises(Refused) as refused:
+        winner(trials, MARGINS)
+    said = refused.value.problems
+    assert "trial 3, gained +0.2000 and lost articles +0.3000 (allowed 0.05)" in said[0]
+    assert "1 learned nothing" in said[1]
+    assert said[2:] == ["trial 6 failed: the loss is nan", "1 pruned: behind the median of the others"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": ["full", "ruin"]}, "tune.methods"),
+        ({"methods": []}, None),
+        ({"learning_rates": [5.0, 0.1]}, "the least multiple comes first"),
+        ({"learning_rates": [1.0, 50.0]}, "more than 10 times the usual rate"),
+        ({"replay_share": [0.0, 0.3]}, "needs data.replay"),
+        ({"trials": 0}, "tune.trials"),
+    ],
+)
+def test_a_search_that_could_not_be_run_is_refused_with_the_recipe(
+    paths: Paths, tmp_path: Path, changes: dict[str, object], said: str | None
+) -> None:
+    section = json.dumps({"trials": 1, "seed": 1, **changes})
+    recipe = recipe_path(tmp_path, "tiny")
+    recipe.parent.mkdir()
+    recipe.write_text(f"{recipe_path(paths.root, 'tiny').read_text()}\ntune: {section}\n")
+    if said is None:
+        assert load_recipe(recipe).tune is not None
+        return
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(recipe)

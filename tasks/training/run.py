@@ -10,7 +10,7 @@ import pandas as pd
 
 from tasks.errors import ConfigError
 from tasks.families.interface import Model
-from tasks.rates import USUAL_RATES
+from tasks.rates import TOO_HIGH, USUAL_RATES
 from tasks.recipe import Finetune
 from tasks.training.adapters import add_adapters, merge_adapters
 from tasks.training.copies import Copies
@@ -18,9 +18,6 @@ from tasks.training.loop import Progress, Trainer, Watch
 from tasks.training.tensorboard import Board
 
 log = logging.getLogger(__name__)
-
-TOO_HIGH = 10
-"""Times the usual rate that a recipe may ask for without saying so."""
 
 
 def refuse_high_rate(section: Finetune, kind: type[Model]) -> None:

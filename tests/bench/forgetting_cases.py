@@ -5,6 +5,7 @@ Sizes are what three seeds of each case need to end within about an hour on two 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tasks.rates import USUAL_RATES
 from tasks.recipe import Recipe, recipe_path
@@ -75,12 +78,13 @@ class Case:
     arrange: Callable[[Path], None] | None = None
     """Makes raw files of raw files, in the folder of the recipe."""
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Name all that the trainings of this case depend on, but the code."""
-        recipe = recipe_path(ROOT, self.recipe).read_text(encoding="utf-8")
-        inputs = [self.changes, self.times, self.train_rows, self.validation_rows, self.ours, recipe]
-        return f"{self.recipe}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:8]}"
+        recipe = yaml.safe_load(recipe_path(ROOT, self.recipe).read_text(encoding="utf-8"))
+        sections = [recipe[name] for name in ("base", "data", "finetune", "merge", "evaluate", "decide")]
+        sizes = [self.changes, self.times, self.train_rows, self.validation_rows, self.ours]
+        return f"{self.recipe}-{hashlib.sha256(json.dumps([*sections, *sizes]).encode()).hexdigest()[:8]}"
 
     def methods(self, recipe: Recipe) -> list[Method]:
         """Return the methods that this task knows; replay needs trainable rows of the original domain."""
