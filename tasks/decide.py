@@ -4,7 +4,8 @@ Reads `evaluate.json`, the records, `merge.json` and `pin.json`; writes `decisio
 the flow and `register` refuse what is not a PASS. Alone: `python -m tasks decide <recipe>`.
 
 PASS needs every gating suite within its margin, a gain on the test split over the frozen base with its linear probe,
-and no loss against the champion, each shown at the full confidence (`tasks/forgetting/rule.py`).
+and no loss against the champion, each shown at the full confidence (`tasks/forgetting/rule.py`); and the first base and
+the benchmarks that the releases of this name began with, or a reason for others (`register.rebase`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tasks import reports
 from tasks.errors import StageError
 from tasks.forgetting.rule import PairedLoss, examples_needed, holm, paired_loss
 from tasks.paths import Paths
-from tasks.recipe import Decide, Suite
+from tasks.recipe import Decide, Register, Suite
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 _SEVERITY: dict[Verdict, int] = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
 
 
-def decide(section: Decide, budget: Mapping[str, Suite], *, paths: Paths) -> None:
+def decide(section: Decide, budget: Mapping[str, Suite], registration: Register, *, paths: Paths) -> None:
     """Apply the release rule to the records and write the verdict, every reason, and what would help.
 
     Raises:
@@ -40,14 +41,16 @@ def decide(section: Decide, budget: Mapping[str, Suite], *, paths: Paths) -> Non
     merged = reports.read_report(paths.merge, reports.MergeReport)
     pin = reports.read_report(paths.pin, reports.Pin)
     _must_belong_together(evaluated, merged, pin, budget)
-    suites = _judge_suites(evaluated, budget, section, paths)
+    suites = _judge_suites(evaluated, pin, budget, section, paths)
     target, target_reason = _judge_target(evaluated, merged, section, paths)
     champion, champion_reason = _judge_champion(evaluated, pin, section, paths)
+    ledger, ledger_reason = _judge_ledger(pin, budget, registration.rebase)
     judged: list[tuple[Verdict, str]] = [
         (suite.verdict, f"{suite.name}: {suite.reason}") for suite in suites if suite.margin is not None
     ]
     judged += [(target, f"its own task: {target_reason}")]
     judged += [(champion, f"champion: {champion_reason}")] if champion else []
+    judged += [(ledger, f"ledger: {ledger_reason}")] if ledger_reason else []
     verdict = min((answer for answer, _ in judged), key=_SEVERITY.__getitem__)
     report = reports.DecideReport(
         verdict=verdict,
@@ -61,6 +64,10 @@ def decide(section: Decide, budget: Mapping[str, Suite], *, paths: Paths) -> Non
         confidence=section.confidence,
         target_verdict=target,
         target_reason=target_reason,
+        ledger_verdict=ledger,
+        ledger_reason=ledger_reason,
+        rebase=registration.rebase if ledger_reason and ledger == "PASS" else None,
+        attempts=_attempts(suites, section),
         champion=pin.champion,
         champion_verdict=champion,
         suites=suites,
@@ -70,6 +77,8 @@ def decide(section: Decide, budget: Mapping[str, Suite], *, paths: Paths) -> Non
     log.info("%s", verdict)
     for answer, reason in judged:
         log.info("%-12s %s", answer, reason)
+    if report.attempts:
+        log.info("%s", report.attempts)
 
 
 def _must_belong_together(
@@ -90,7 +99,11 @@ def _must_belong_together(
 
 
 def _judge_suites(
-    evaluated: reports.EvaluateReport, budget: Mapping[str, Suite], section: Decide, paths: Paths
+    evaluated: reports.EvaluateReport,
+    pin: reports.Pin,
+    budget: Mapping[str, Suite],
+    section: Decide,
+    paths: Paths,
 ) -> list[reports.SuiteVerdict]:
     measured = {suite.name: suite for suite in evaluated.suites}
     tables = {name: _records(paths.records / "suites" / f"{name}.parquet") for name in budget}
@@ -108,6 +121,7 @@ def _judge_suites(
             section,
             failed=name in failed,
             known=_above_chance(tables[name], measured[name].chance, section),
+            attempt=pin.attempts.get(name, 1),
         )
         for name, suite in budget.items()
     ]
@@ -127,6 +141,7 @@ def _judge_suite(
     *,
     failed: bool,
     known: bool,
+    attempt: int,
 ) -> reports.SuiteVerdict:
     lower, upper = loss.lower(section.confidence), loss.upper(section.confidence)
     p_value = 1.0 if margin is None else loss.p_not_below(margin)
@@ -159,6 +174,8 @@ def _judge_suite(
         examples_needed=needed,
         verdict=verdict,
         test=loss.test,
+        attempt=attempt,
+        alpha_spent=min(attempt * (1 - section.confidence), 1.0),
         reason=reason,
     )
 
@@ -235,6 +252,53 @@ def _judge_champion(
     return "INCONCLUSIVE", (
         f"{seen}; it may be worse by {_signed(upper)}, the margin is {margin:g}: an equal model would need about "
         f"{needed or 'more rows than can be had'} test rows to show it (decide.champion_margin sets the margin)"
+    )
+
+
+def _judge_ledger(pin: reports.Pin, budget: Mapping[str, Suite], rebase: str | None) -> tuple[Verdict, str]:
+    """Say whether forgetting is still measured from where, and on what, the releases of this name began."""
+    ledger = pin.ledger
+    if ledger is None or not (moved := _moved(pin, ledger, budget)):
+        return "PASS", ""
+    since = f"since version {ledger.version} of {pin.registry_name}"
+    said = f"{'; '.join(moved)} {since}"
+    if rebase is None:
+        return "FAIL", f"{said}. Put it back, or set `register.rebase: <reason>` to begin anew"
+    if rebase == ledger.rebase:
+        return (
+            "FAIL",
+            f"{said}, and the reason in register.rebase is that of an earlier change: give one for this",
+        )
+    return "PASS", f"{said}; begun anew: {rebase}"
+
+
+def _moved(pin: reports.Pin, ledger: reports.Ledger, budget: Mapping[str, Suite]) -> list[str]:
+    moved = []
+    if ledger.first_base.fingerprint != pin.first_base.fingerprint:
+        moved.append(
+            f"the first base was {ledger.first_base.source} ({ledger.first_base.fingerprint[:12]}) and is "
+            f"{pin.first_base.source} ({pin.first_base.fingerprint[:12]})"
+        )
+    for name, half in ledger.benchmarks.items():
+        if name not in budget or budget[name].margin is None:
+            moved.append(f"benchmark {name} no longer decides")
+        elif pin.benchmarks.get(name) != half:
+            moved.append(f"benchmark {name} has other examples")
+    return moved
+
+
+def _attempts(suites: list[reports.SuiteVerdict], section: Decide) -> str:
+    """Say how often the gating report halves have been used, and what that costs; nothing at the first attempt."""
+    gating = {suite.name: suite.attempt for suite in suites if suite.margin is not None}
+    most = max(gating.values())
+    if most == 1:
+        return ""
+    level = 1 - section.confidence
+    counted = ", ".join(f"{name} {attempt}" for name, attempt in gating.items())
+    return (
+        f"Attempt {most} on these report halves ({counted}). Each passes a model that lost the whole margin with a "
+        f"chance of up to {level:.0%}, one of {most} with up to {min(most * level, 1.0):.0%}, and more if they were made "
+        "with an eye on earlier verdicts. New examples for a benchmark begin its count anew."
     )
 
 

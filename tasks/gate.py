@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.errors import ConfigError, Refused, StageError
-from tasks.forgetting.rule import fewest_examples, smallest_margin
+from tasks.forgetting.rule import equal_groups, fewest_examples, smallest_margin
 from tasks.forgetting.suites import read_suite
 from tasks.paths import Paths
 from tasks.recipe import Bound, Decide, Gate, Suite
@@ -124,9 +124,10 @@ def _uncontaminated(name: str, measures: dict[str, Measure]) -> GateItem:
 def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
     """Say whether the report half of a benchmark is large enough to ever show that its margin is kept."""
     groups = read_suite(paths.report_half / name).examples["group"]
+    independent = int(equal_groups(groups.value_counts()))
     fewest = fewest_examples(margin, rule.confidence)
-    level: Level = "pass" if groups.nunique() >= fewest else "warn" if len(groups) >= fewest else "refuse"
-    widened = math.ceil(smallest_margin(groups.nunique(), rule.confidence) * 1000) / 1000
+    level: Level = "pass" if independent >= fewest else "refuse"
+    widened = math.ceil(smallest_margin(independent, rule.confidence) * 1000) / 1000
     remedy = (
         f"Give benchmark {name} more examples, widen budget.{name}.margin to "
         f"{widened:g} or more, or mark it `informative: true`."
@@ -135,8 +136,8 @@ def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
         name=f"report_examples_{name}",
         value=len(groups),
         level=level,
-        reason=f"{len(groups)} examples in {groups.nunique()} groups; that a margin of {margin:g} was kept can be shown "
-        f"from {fewest} independent ones on.",
+        reason=f"{len(groups)} examples in {groups.nunique()} groups, worth {independent} independent ones; that a "
+        f"margin of {margin:g} was kept can be shown from {fewest} on.",
         remedy="" if level == "pass" else remedy,
     )
 

@@ -1,6 +1,8 @@
-"""pin: the champion that this candidate is compared with, resolved once. The only stage that looks outside.
+"""pin: what this candidate is compared with, resolved once. The only stage that looks outside.
 
-Reads `base.json`, `merge.json` and the registry's alias `champion`; writes `pin.json`. It runs when there is a new
+Reads `base.json`, `merge.json`, the report halves' fingerprints and the registry; writes `pin.json`: the champion, the
+ledger (the first base and the benchmarks that the releases of this name began with), and which attempt on each report
+half this candidate is. It counts the attempt in the registry, before the half is looked at. It runs when there is a new
 candidate, so that a fresh clone, which has none, has nothing to do; `register` refuses when the champion has moved
 since. Alone: `python -m tasks pin <recipe>`.
 """
@@ -11,26 +13,57 @@ import logging
 
 from tasks import reports
 from tasks.paths import Paths, registry_root
-from tasks.registry import open_registry
+from tasks.registry import Registry, open_registry
 
 log = logging.getLogger(__name__)
 
 
 def pin(name: str, *, paths: Paths) -> None:
-    """Write which version of the release `name` is the champion now, and where the lineage began.
+    """Write the champion of the release `name`, its ledger, and which attempt this is.
 
     Raises:
-        RegistryError: the registry cannot be read.
+        RegistryError: the registry cannot be read, or an attempt cannot be counted there.
     """
     base = reports.read_report(paths.base, reports.Base)
+    candidate = reports.read_report(paths.merge, reports.MergeReport).model
     registry = open_registry(registry_root(paths.root))
     champion = registry.alias(name, "champion")
     model = registry.resolve(name, str(champion.version)).model_fingerprint if champion else None
-    log.info("champion of %s: %s", name, f"version {champion.version}" if champion else "none yet")
+    benchmarks = _benchmarks(paths)
     report = reports.Pin(
         registry_name=name,
         champion=champion.version if champion else None,
         champion_model=model,
         first_base=base.first_base,
+        ledger=_ledger(registry, name),
+        benchmarks=benchmarks,
+        attempts={suite: registry.count_attempt(name, half, candidate) for suite, half in benchmarks.items()},
     )
+    log.info("champion of %s: %s", name, f"version {champion.version}" if champion else "none yet")
+    log.info("attempt on each report half: %s", report.attempts)
     reports.write_report(paths.pin, report)
+
+
+def _benchmarks(paths: Paths) -> dict[str, str]:
+    return {
+        folder.name: reports.read_report(folder / "benchmark.json", reports.BenchmarkInfo).fingerprint
+        for folder in sorted(paths.report_half.iterdir())
+        if folder.is_dir()
+    }
+
+
+def _ledger(registry: Registry, name: str) -> reports.Ledger | None:
+    """Return what the newest release is measured from: the releases before it, back to where the ledger began."""
+    found = None
+    for version in reversed(registry.versions(name)):
+        lineage = registry.resolve(name, version).lineage
+        if "first_base" in lineage:
+            found = reports.Ledger(
+                version=version,
+                first_base=reports.FirstBase.model_validate(lineage["first_base"]),
+                benchmarks=lineage.get("benchmarks", {}),
+                rebase=lineage.get("rebase"),
+            )
+            if found.rebase:
+                break
+    return found

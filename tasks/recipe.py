@@ -533,6 +533,8 @@ class Register(Section):
     """The release's name in the registry."""
     promote: bool = False
     """Move the alias `champion` to a release that passes."""
+    rebase: Annotated[str, Field(min_length=10)] | None = None
+    """Why releases of this name are from now on measured from another first base, or on other benchmarks, than before."""
 
 
 class Tune(Section):

@@ -185,6 +185,8 @@ def _lineage(paths: Paths, pin: reports.Pin, decision: reports.DecideReport) -> 
         "task": schema.task,
         "labels": schema.labels,
         "first_base": base.first_base.model_dump(),
+        "benchmarks": {suite.name: pin.benchmarks[suite.name] for suite in decision.suites if suite.margin},
+        "rebase": decision.rebase,
         "base": {"source": base.source, "resolved": base.resolved, "fingerprint": base.fingerprint},
         "splits": schema.fingerprint,
         "raw_files": schema.source,

@@ -305,6 +305,18 @@ class MergeReport(Report):
         return self.alpha == 0 and self.path == "wise-ft"
 
 
+class Ledger(Part):
+    """What releases of one name are measured against, since its first one or since `register.rebase`."""
+
+    version: int
+    """The first release of this ledger."""
+    first_base: FirstBase
+    benchmarks: dict[str, str]
+    """Report halves that gated it: name → fingerprint; empty where the release does not say."""
+    rebase: str | None
+    """The reason that it was begun with; null for the first."""
+
+
 class Pin(Report):
     """`pin.json`: what this candidate is compared with, resolved once."""
 
@@ -314,6 +326,12 @@ class Pin(Report):
     champion_model: str | None
     """Fingerprint of its model."""
     first_base: FirstBase
+    ledger: Ledger | None = None
+    """null before the first release."""
+    benchmarks: dict[str, str] = {}
+    """Report halves of now: name → fingerprint."""
+    attempts: dict[str, int] = {}
+    """Which attempt on each report half this candidate is: 1 is the first."""
 
 
 class TargetOutcome(Part):
@@ -371,7 +389,11 @@ class SuiteVerdict(Part):
     """At which a model that lost nothing would pass with the stated power; null: cannot be settled."""
     verdict: Verdict
     test: str
-    """Which test: `score` (binary outcomes) or `t` (skewness-corrected)."""
+    """Which test: `score` (binary outcomes), `t` (skewness-corrected), or both (binary, in groups)."""
+    attempt: int = 1
+    """Of the candidates that were measured on this report half."""
+    alpha_spent: float | None = None
+    """Bound of the chance that one of so many candidates which lost the whole margin would have passed."""
     reason: str
 
 
@@ -386,6 +408,13 @@ class DecideReport(Report):
     confidence: float
     target_verdict: Verdict
     target_reason: str
+    ledger_verdict: Verdict = "PASS"
+    """Whether base and benchmarks are those that the releases of this name began with, or a reason is given."""
+    ledger_reason: str = ""
+    rebase: str | None = None
+    """The reason for which this release begins a new ledger; null where it goes on with the one there is."""
+    attempts: str = ""
+    """How often these report halves have been used and what that costs, in a sentence; empty at the first attempt."""
     champion: int | None
     champion_verdict: Verdict | None = None
     """Whether it is no worse than the champion on the test split; null when there is none."""

@@ -12,7 +12,7 @@ from tasks import reports
 from tasks.decide import decide
 from tasks.errors import StageError
 from tasks.paths import Paths
-from tasks.recipe import Decide, Suite
+from tasks.recipe import Decide, Register, Suite
 from tasks.tables import write_table
 
 RULE = Decide(confidence=0.95, power=0.8, champion_margin=0.02, bootstrap_draws=1000, seed=7)
@@ -28,6 +28,10 @@ class Case:
         self.tuned_gain: float | None = None
         self.alpha, self.champion, self.champion_model, self.evaluated = 1.0, None, None, MODEL
         self.chance = {"retrieval": 0.01, "probe": 0.5}
+        self.ledger: reports.Ledger | None = None
+        self.rebase: str | None = None
+        self.attempts: dict[str, int] = {}
+        self.halves = {"retrieval": "r" * 64, "probe": "p" * 64}
         rng = np.random.default_rng(0)
         known = rng.choice([1.0, 0.5, 0.25, 0.1], size=400)
         self.suites = {
@@ -58,6 +62,9 @@ class Case:
                 champion=self.champion,
                 champion_model=self.champion_model,
                 first_base=first,
+                ledger=self.ledger,
+                attempts=self.attempts,
+                benchmarks=self.halves,
             ),
         )
         outcome = reports.AlphaOutcome(
@@ -122,7 +129,7 @@ class Case:
 
     def decide(self, budget: dict[str, Suite] | None = None) -> reports.DecideReport:
         paths = self.write()
-        decide(RULE, budget or BUDGET, paths=paths)
+        decide(RULE, budget or BUDGET, Register(name="case", rebase=self.rebase), paths=paths)
         return reports.read_report(paths.decision, reports.DecideReport)
 
 
@@ -258,3 +265,74 @@ def test_same_records_give_the_same_bytes(case: Case) -> None:
     first = case.paths.decision.read_bytes()
     case.decide()
     assert case.paths.decision.read_bytes() == first
+
+
+def ledger(**changes: object) -> reports.Ledger:
+    """Return the ledger of releases that began as the case's candidate does, but for what is changed."""
+    values: dict[str, object] = {
+        "version": 3,
+        "first_base": reports.FirstBase(source="path:base", fingerprint="b" * 64),
+        "benchmarks": {"retrieval": "r" * 64},
+        "rebase": None,
+    }
+    return reports.Ledger.model_validate(values | changes)
+
+
+def test_a_lineage_that_goes_on_as_it_began_has_nothing_to_say(case: Case) -> None:
+    case.ledger = ledger()
+    decision = case.decide()
+    assert (decision.verdict, decision.ledger_reason, decision.rebase) == ("PASS", "", None)
+
+
+OTHER_BASE = {"first_base": reports.FirstBase(source="path:old", fingerprint="a" * 64)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (OTHER_BASE, "the first base was path:old (aaaaaaaaaaaa) and is path:base (bbbbbbbbbbbb)"),
+        ({"benchmarks": {"retrieval": "x" * 64}}, "benchmark retrieval has other examples"),
+        ({"benchmarks": {"probe": "p" * 64}}, "benchmark probe no longer decides"),
+        ({"benchmarks": {"gone": "x" * 64}}, "benchmark gone no longer decides"),
+    ],
+)
+def test_another_first_base_or_benchmark_needs_a_reason(
+    case: Case, changes: dict[str, object], said: str
+) -> None:
+    case.ledger = ledger(**changes)
+    decision = case.decide()
+    assert (decision.verdict, decision.ledger_verdict) == ("FAIL", "FAIL")
+    assert f"{said} since version 3 of case" in decision.reasons[0]
+    assert "register.rebase" in decision.reasons[0]
+    case.rebase = "the vendor withdrew the old base"
+    decision = case.decide()
+    assert (decision.verdict, decision.rebase) == ("PASS", case.rebase)
+    assert decision.ledger_reason.endswith(f"begun anew: {case.rebase}")
+
+
+def test_the_reason_of_an_earlier_change_does_not_serve_twice(case: Case) -> None:
+    case.rebase = "the vendor withdrew the old base"
+    case.ledger = ledger(**OTHER_BASE, rebase=case.rebase)
+    decision = case.decide()
+    assert decision.verdict == "FAIL"
+    assert "give one for this" in decision.reasons[0]
+
+
+def test_a_reason_that_is_not_needed_begins_no_ledger(case: Case) -> None:
+    case.ledger, case.rebase = ledger(), "the vendor withdrew the old base"
+    assert case.decide().rebase is None
+
+
+def test_attempts_are_counted_and_what_they_spend_is_said_without_changing_the_rule(case: Case) -> None:
+    first = case.decide()
+    assert (first.attempts, first.suites[0].attempt, first.suites[0].alpha_spent) == (
+        "",
+        1,
+        pytest.approx(0.05),
+    )
+    case.attempts = {"retrieval": 4, "probe": 9}
+    fourth = case.decide()
+    assert (fourth.verdict, fourth.suites[0].upper) == (first.verdict, first.suites[0].upper)
+    assert fourth.suites[0].alpha_spent == pytest.approx(0.2)
+    assert "Attempt 4 on these report halves (retrieval 4)" in fourth.attempts
+    assert "up to 20%" in fourth.attempts

@@ -201,3 +201,40 @@ def test_a_release_is_the_base_of_the_next_and_remembers_where_it_all_began(
     assert second.fingerprint != first.fingerprint
     assert not any(record.path.startswith("head.") for record in second.files)
     assert first_base_folder(second, paths.root).name == first.fingerprint
+
+
+def test_a_release_begins_the_ledger_and_a_rebase_begins_it_anew(
+    paths: Paths, publish: Publish, tmp_path: Path
+) -> None:
+    pin("tiny", paths=paths)
+    assert reports.read_report(paths.pin, reports.Pin).ledger is None
+    publish()
+    pin("tiny", paths=paths)
+    pinned = reports.read_report(paths.pin, reports.Pin)
+    assert pinned.ledger == reports.Ledger(
+        version=1, first_base=pinned.first_base, benchmarks=pinned.benchmarks, rebase=None
+    )
+    registry = open_registry(str(tmp_path / "registry"))
+    for first, rebase in (("c" * 64, "another encoder from now on"), ("c" * 64, None)):
+        lineage = {
+            "first_base": {"source": "path:c", "fingerprint": first},
+            "benchmarks": {},
+            "rebase": rebase,
+        }
+        registry.publish("tiny", paths.chosen, metrics={}, lineage=lineage, reports={}, run_id="other")
+    pin("tiny", paths=paths)
+    ledger = reports.read_report(paths.pin, reports.Pin).ledger
+    assert ledger is not None
+    assert (ledger.version, ledger.rebase) == (2, "another encoder from now on")
+
+
+def test_pinning_again_counts_no_attempt_and_another_candidate_counts_one(paths: Paths) -> None:
+    pin("tiny", paths=paths)
+    first = paths.pin.read_bytes()
+    pin("tiny", paths=paths)
+    assert paths.pin.read_bytes() == first
+    assert reports.read_report(paths.pin, reports.Pin).attempts == {"articles": 1}
+    merged = reports.read_report(paths.merge, reports.MergeReport)
+    reports.write_report(paths.merge, merged.model_copy(update={"model": "another"}))
+    pin("tiny", paths=paths)
+    assert reports.read_report(paths.pin, reports.Pin).attempts == {"articles": 2}

@@ -511,3 +511,27 @@ def test_s3_that_cannot_be_used_is_an_error_with_a_remedy(s3: str, monkeypatch: 
         open_registry("s3://bucket/x")
     with pytest.raises(RegistryError, match="names no bucket"):
         open_registry("s3://")
+
+
+def test_attempts_are_numbered_once_and_a_candidate_keeps_its_number(registry: Registry) -> None:
+    half, other = "a" * 64, "b" * 64
+    assert registry.attempts("sentiment", half) == []
+    assert [registry.count_attempt("sentiment", half, model) for model in ("m1", "m2", "m1", "m3")] == [
+        1,
+        2,
+        1,
+        3,
+    ]
+    assert registry.count_attempt("sentiment", other, "m3") == 1
+    assert registry.count_attempt("another", half, "m3") == 1
+    assert registry.attempts("sentiment", half) == ["m1", "m2", "m3"]
+    assert registry.names() == [], "an attempt is no release"
+    assert registry.collect_garbage(grace_seconds=0) == []
+
+
+def test_of_candidates_that_are_counted_at_once_none_shares_a_number(registry: Registry) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(
+            pool.map(lambda place: registry.count_attempt("sentiment", "a" * 64, f"m{place}"), range(8))
+        )
+    assert sorted(numbers) == list(range(1, 9))

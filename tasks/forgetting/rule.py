@@ -3,14 +3,18 @@
 A release claims that *every* suite lost less than its margin, so each suite must show it at the full level
 (Berger 1982, Multiparameter hypothesis testing and acceptance sampling); Holm corrects the claims of a FAIL.
 
-- Binary outcomes, one example a group: Tango's score test (Tango 1998, Equivalence test and confidence interval for
-  the difference in proportions for the paired-sample design).
+- Binary outcomes: Tango's score test (Tango 1998, Equivalence test and confidence interval for the difference in
+  proportions for the paired-sample design).
 - Everything else: the mean paired loss over groups, studentised, with Hall's correction for skewness (Hall 1992, On
   the removal of skewness by transformation). Ranks lose rarely and then much; the plain t test passes those
   models up to 15 % of the time at the margin.
-- Neither may claim more than a sample of this size can show of an event that it never saw: as long as total losses
+- Binary outcomes in groups must pass both: the score test at the number of independent examples that the groups are
+  worth (the design effect: Rao and Scott 1992, A simple method for the analysis of clustered binary data), and the
+  t test. Spread between groups is that of the jackknife, which does not flatter few or unlike groups (CR3: Bell and
+  McCaffrey 2002), with as many degrees of freedom as there are groups of equal size worth as much.
+- None may claim more than a sample of this size can show of an event that it never saw: as long as total losses
   that make up the margin would stay unseen with a chance above α, nothing is settled (the «rule of three»). Without
-  it five examples that all agree would pass.
+  it five examples that all agree would pass. What is lost may be lost by the group, so groups are what counts here.
 
 Measured, not believed: `make bench-rule` prints false PASS and power.
 """
@@ -45,6 +49,8 @@ class PairedLoss:
 
     values: Outcomes
     by_group: Outcomes
+    sizes: Outcomes
+    """Examples of each group, `(groups,)`."""
     binary: bool
 
     @property
@@ -58,9 +64,24 @@ class PairedLoss:
         return len(self.by_group)
 
     @property
+    def clustered(self) -> bool:
+        """Whether a group has more than one example."""
+        return self.groups < len(self.values)
+
+    @property
+    def equal_groups(self) -> float:
+        """How many groups of one size are worth as much as these: all of them, or fewer where sizes differ."""
+        return equal_groups(self.sizes)
+
+    @property
     def standard_error(self) -> float:
-        """Standard error of the mean loss; 0 when nothing differs or there is one group."""
-        return float(self.by_group.std(ddof=1) / math.sqrt(self.groups)) if self.groups > 1 else 0.0
+        """Standard error of the mean loss, groups left out in turn; 0 when nothing differs or there is one group."""
+        if self.groups < 2:
+            return 0.0
+        examples = len(self.values)
+        excess = (self.by_group - self.mean) * examples / self.groups
+        left_out = excess / (examples - self.sizes)
+        return math.sqrt((self.groups - 1) / self.groups * float((left_out**2).sum()))
 
     @property
     def effective_examples(self) -> float:
@@ -71,20 +92,17 @@ class PairedLoss:
         """
         examples = len(self.values)
         independent = float(self.values.var(ddof=1)) / examples if examples > 1 else 0.0
-        if independent <= 1e-12 or self.groups == examples:
-            return float(self.groups)
-        return float(
-            min(max(examples * independent / max(self.standard_error**2, 1e-12), self.groups), examples)
-        )
+        if independent <= 1e-12 or not self.clustered:
+            return self.equal_groups
+        worth = examples * independent / max(self.standard_error**2, 1e-12)
+        return float(min(max(worth, self.equal_groups), examples))
 
     @property
     def test(self) -> str:
         """Which test judges it."""
-        return "score" if self._scored else "t"
-
-    @property
-    def _scored(self) -> bool:
-        return self.binary and self.groups == len(self.values)
+        if not self.binary:
+            return "t"
+        return "score and t" if self.clustered else "score"
 
     def upper(self, confidence: float) -> float:
         """Return the one-sided upper bound of the mean loss."""
@@ -97,8 +115,12 @@ class PairedLoss:
 
     def p_not_below(self, margin: float) -> float:
         """Return the p value of «the mean loss is at least `margin`»: small speaks for less."""
-        p = stats.norm.cdf(self._score(margin)) if self._scored else self._p_of_t(margin)
-        return float(max(min(p / CALIBRATION, 1.0), self._p_of_none(margin)))
+        tests = []
+        if self.binary:
+            tests.append(self._p_of_score(margin))
+        if self.clustered or not self.binary:
+            tests.append(self._p_of_t(margin))
+        return float(max(min(max(tests) / CALIBRATION, 1.0), self._p_of_none(margin)))
 
     def p_not_above(self, margin: float) -> float:
         """Return the p value of «the mean loss is at most `margin`»: small speaks for more."""
@@ -106,7 +128,7 @@ class PairedLoss:
 
     def reversed(self) -> PairedLoss:
         """Return the same with base and candidate exchanged."""
-        return PairedLoss(-self.values, -self.by_group, self.binary)
+        return PairedLoss(-self.values, -self.by_group, self.sizes, self.binary)
 
     def _bound(self, excess: Callable[[float], float]) -> float:
         # The p value falls as the loss under test rises, from above the level at -most to 0 at most.
@@ -123,12 +145,22 @@ class PairedLoss:
         At the least it is the chance that all examples lean one way although none prefers it (the sign test).
         """
         unseen = min(max(margin - min(self.mean, 0.0), 0.0), 0.5)
-        return float((1 - unseen) ** self.effective_examples)
+        return float((1 - unseen) ** self.equal_groups)
+
+    def _p_of_score(self, loss: float) -> float:
+        """Return the p value of Tango's test of «the mean loss is at least `loss`»."""
+        score = self._score(loss)
+        return float(stats.t.cdf(score, df=self._freedom) if self.clustered else stats.norm.cdf(score))
+
+    @property
+    def _freedom(self) -> float:
+        return max(self.equal_groups - 1, 1.0)
 
     def _score(self, loss: float) -> float:
-        """Return Tango's score statistic of «the mean loss is `loss`»."""
-        n = len(self.values)
-        lost, won = float((self.values > 0).sum()), float((self.values < 0).sum())
+        """Return Tango's score statistic of «the mean loss is `loss`», for as many independent examples."""
+        n = self.effective_examples
+        worth = n / len(self.values)
+        lost, won = (float((side > 0).sum()) * worth for side in (self.values, -self.values))
         b = -lost - won + (2 * n - lost + won) * loss
         root = math.sqrt(max(b * b + 8 * n * won * loss * (1 - loss), 0.0))
         share_won = max((root - b) / (4 * n), 0.0)
@@ -148,7 +180,7 @@ class PairedLoss:
         skew = float((deviations**3).mean() / (deviations**2).mean() ** 1.5)
         a = skew / math.sqrt(self.groups)
         corrected = t + a * t**2 / 3 + a**2 * t**3 / 27 + skew / (6 * math.sqrt(self.groups))
-        return float(stats.t.cdf(corrected, df=self.groups - 1))
+        return float(stats.t.cdf(corrected, df=self._freedom))
 
 
 def paired_loss(base: ArrayLike, candidate: ArrayLike, groups: Sequence[str]) -> PairedLoss:
@@ -163,11 +195,19 @@ def paired_loss(base: ArrayLike, candidate: ArrayLike, groups: Sequence[str]) ->
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise ValueError("an outcome is not finite")
     values = before - after
-    names, place = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    names, place, sizes = np.unique(
+        np.asarray(groups, dtype=object).astype(str), return_inverse=True, return_counts=True
+    )
     excess = np.bincount(place, weights=values - values.mean(), minlength=len(names))
     by_group = values.mean() + excess * len(names) / len(values)
     binary = bool(np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all())
-    return PairedLoss(values, by_group, binary)
+    return PairedLoss(values, by_group, sizes.astype(np.float64), binary)
+
+
+def equal_groups(sizes: ArrayLike) -> float:
+    """Return how many groups of one size are worth as much as groups of these sizes (Kish 1965, Survey sampling)."""
+    counts = np.asarray(sizes, dtype=np.float64)
+    return float(counts.sum() ** 2 / (counts**2).sum())
 
 
 def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: float) -> int | None:
@@ -184,7 +224,7 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
     design = len(loss.values) / loss.effective_examples
     z = errors_to_margin(confidence, power)
     by_spread = spread * design * (z / margin) ** 2
-    by_floor = fewest_examples(margin, confidence) * design
+    by_floor = fewest_examples(margin, confidence) * len(loss.values) / loss.equal_groups
     needed = math.ceil(max(by_spread, by_floor))
     return needed if needed <= MOST_EXAMPLES else None
 
@@ -199,7 +239,7 @@ def _z(confidence: float) -> float:
 
 
 def fewest_examples(margin: float, confidence: float) -> int:
-    """Return the number of examples below which the rule cannot pass a model that lost nothing."""
+    """Return the number of independent examples below which the rule cannot pass a model that lost nothing."""
     unseen = math.ceil(math.log(1 - confidence) / math.log(1 - margin))
     z = _z(confidence)
     return max(unseen, math.ceil(z**2 * (1 - margin) / margin))

@@ -70,6 +70,19 @@ class Move(Report):
     """UTC, ISO 8601."""
 
 
+class Attempt(Report):
+    """One candidate that was measured on a report half, for a release of this name."""
+
+    half: str
+    """Fingerprint of the half."""
+    number: int = Field(ge=1)
+    """Of the candidates that were measured on it, in their order."""
+    model: str
+    """Fingerprint of the candidate."""
+    at: str
+    """UTC, ISO 8601."""
+
+
 class Alias(Report):
     """Where an alias points, and every move that brought it there."""
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tasks.errors import RegistryError
 from tasks.files import sha256_of
 from tasks.recipe import NAME_PATTERN
-from tasks.registry.manifest import Alias, Manifest, Move, content_digest
+from tasks.registry.manifest import Alias, Attempt, Manifest, Move, content_digest
 from tasks.reports import FileRecord, Report
 
 GRACE_SECONDS = 7 * 24 * 3600.0
@@ -298,6 +298,29 @@ class Registry:
             stored for stored in garbage if dry_run or self.storage.delete_older(stored.key, grace_seconds)
         ]
 
+    def count_attempt(self, name: str, half: str, model: str) -> int:
+        """Return which attempt on a report half a candidate is, 1 for the first; a candidate keeps its number.
+
+        Raises:
+            RegistryError: the count cannot be read or written: then nothing may be measured on the half.
+        """
+        for _ in range(TRIES):
+            known = self.attempts(name, half)
+            if model in known:
+                return known.index(model) + 1
+            made = Attempt(half=half, number=len(known) + 1, model=model, at=_now())
+            if self.storage.create(_attempt_key(name, half, made.number), _bytes(made)):
+                return made.number
+        raise RegistryError(f"{name!r}: {TRIES} attempts were counted by others meanwhile; try again.")
+
+    def attempts(self, name: str, half: str) -> list[str]:
+        """Return the fingerprints of the candidates that were measured on a report half, the first one first."""
+        found = []
+        for stored in self.storage.list(_attempt_key(name, half, 0).rpartition("/")[0] + "/"):
+            if stored.key.endswith(".json") and (read := self.storage.read(stored.key)) is not None:
+                found.append(_parse(Attempt, read[0], f"{self.storage.place}/{stored.key}"))
+        return [attempt.model for attempt in sorted(found, key=lambda attempt: attempt.number)]
+
     # --- steps of the above
 
     def _claim(self, manifest: Manifest) -> Published:
@@ -463,6 +486,11 @@ def _bytes(document: Report) -> bytes:
 def _version_key(name: str, version: int) -> str:
     _check_name(name)
     return f"models/{name}/versions/{version:06d}.json"
+
+
+def _attempt_key(name: str, half: str, number: int) -> str:
+    _check_name(name)
+    return f"models/{name}/attempts/{half[:16]}/{number:06d}.json"
 
 
 def _alias_key(name: str, alias: str) -> str:
