@@ -23,6 +23,7 @@ from tasks.families import family, load_model
 from tasks.families.interface import Measured, Model
 from tasks.files import folder_fingerprint, write_text
 from tasks.forgetting.bootstrap import group_weights, interval, macro_f1
+from tasks.forgetting.kept import kept_measure
 from tasks.forgetting.measure import Subject, compare, records, reference
 from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.suites import read_suite
@@ -125,9 +126,9 @@ def _targets(
         for name in target_names(schema)
     }
     for name, rows in samples.items():
-        found = {"base": start.measure(rows), "candidate": candidate.measure(rows)}
+        found = {"base": kept_measure(start, rows), "candidate": kept_measure(candidate, rows)}
         if champion is not None:
-            found["champion"] = found["candidate"] if champion is candidate else champion.measure(rows)
+            found["champion"] = found["candidate"] if champion is candidate else kept_measure(champion, rows)
         table = pd.DataFrame({"id": rows["id"].astype(str), "group": rows["group"].astype(str)})
         for model, measured in found.items():
             table[model] = measured.outcomes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,8 +273,13 @@ def load_weights(kind: Any, folder: Path, may_lack: tuple[str, ...] = ()) -> Pre
 
 def weights_fingerprint(module: nn.Module) -> str:
     """Name a model by its weights, wherever it was loaded from: sha256 in hex."""
+    return tensors_fingerprint(module.state_dict())
+
+
+def tensors_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Name tensors by their names, types and values: sha256 in hex."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -211,8 +211,7 @@ class Model(Embedder):
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             self._write(aside)
-            description = {"task": self.task, **self._description()}
-            write_text(aside / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+            write_text(aside / DESCRIPTION, self.description + "\n")
             aside.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
@@ -222,6 +221,16 @@ class Model(Embedder):
     @abstractmethod
     def _write(self, folder: Path) -> None:
         """Write the weights and what is needed to read them."""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that its answers depend on, by name."""
+        return dict(self.network.state_dict())
+
+    @property
+    def description(self) -> str:
+        """What a model folder says of the model beside its weights, as JSON."""
+        return json.dumps({"task": self.task, **self._description()}, indent=2, ensure_ascii=False)
 
     @abstractmethod
     def _description(self) -> dict[str, Any]:

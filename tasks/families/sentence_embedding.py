@@ -249,6 +249,12 @@ class SentenceEncoder(Model):
         if self.start_centres is not None:
             write_weights(folder / START_CENTRES, {"centres": self.start_centres})
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The encoder's weights, and the class centres, which are of the training rows."""
+        centres = {} if self.centres is None else {"centres": self.centres}
+        return {**self.network.state_dict(), **centres}
+
     def _description(self) -> dict[str, Any]:
         settings = {"max_length": self.max_length, "loss": self.objective, "temperature": self.temperature}
         return {"labels": list(self.labels), **settings}

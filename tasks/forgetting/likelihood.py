@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError, DataError, StageError
 from tasks.forgetting.prefix_trees import Row, Tree, batches, grow_trees
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ def log_likelihoods(
     Raises:
         DataError: continuations that have no token, or more than `max_length`.
         ConfigError: a limit below 1, or an empty context and no token to stand for it.
+        StageError: the model gives no finite number.
     """
     scorer = Scorer(model, tokenizer, max_length, device, tokens_a_batch, prefix_token, progress)
     return scorer.log_likelihoods(requests)
@@ -178,6 +179,12 @@ class Scorer:
                 done += self._score_batch(batch, sums, greedy)
                 if self.progress:
                     self.progress(done, len(requests))
+        if bad := int((~np.isfinite(sums)).sum()):
+            # The likeliest of what is no number would be whichever comes first.
+            raise StageError(
+                f"{bad} of {len(requests)} requests have no finite log-likelihood under the model. Did the training "
+                "diverge, or does half precision overflow (evaluate.precision)?"
+            )
         return Likelihoods(sums, greedy, tokens, truncated)
 
     def _batches(self, sequences: list[list[int]], tokens: NDArray[np.int64]) -> Iterator[list[Row]]:

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from tasks.embeddings import embed, vectors_folder
 from tasks.families import family
 from tasks.families.interface import Embedder
-from tasks.files import atomic_path, fingerprint
+from tasks.forgetting.kept import kept, must_be_finite, outcomes_path
 from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.suites import EMBEDDING, Suite
 from tasks.models import weights_fingerprint
-from tasks.paths import store
 from tasks.recipe import Evaluate
 from tasks.reports import Base, SuiteOutcome
 from tasks.sources import first_base_folder
@@ -34,15 +33,17 @@ class Subject:
     fingerprint: str = ""
     """Of its weights; worked out when it is not given."""
     _outcomes: dict[str, Outcomes] = field(default_factory=dict)
+    """By the fingerprint of the half."""
 
     def __post_init__(self) -> None:
         self.fingerprint = self.fingerprint or weights_fingerprint(self.model.backbone)
 
     def outcomes(self, suite: Suite) -> Outcomes:
         """Return the outcome of each example of a suite, `(examples,)`."""
-        if suite.name not in self._outcomes:
-            self._outcomes[suite.name] = self._measure(suite)
-        return self._outcomes[suite.name]
+        half = suite.info.fingerprint
+        if half not in self._outcomes:
+            self._outcomes[half] = self._measure(suite)
+        return self._outcomes[half]
 
     def embed(self, contents: Sequence[str | bytes]) -> NDArray[np.float32]:
         """Return the model's unit vectors of texts or images, (rows, dim)."""
@@ -62,20 +63,24 @@ class Subject:
     def _measure(self, suite: Suite) -> Outcomes:
         """Measure a suite; kinds that ask for more than vectors have their outcomes kept as a whole."""
         if suite.info.kind in EMBEDDING:
-            return suite.measure(self)
-        settings = fingerprint([(name, repr(value)) for name, value in suite.info.settings.items()])
-        kept = store() / "outcomes" / self._folder.relative_to(store() / "embeddings")
-        kept = kept / f"{suite.info.fingerprint}-{settings[:16]}.npy"
-        try:
-            found: Outcomes = np.load(kept, allow_pickle=False)
-            if found.shape == (len(suite.examples),):
-                return found
-        except (OSError, ValueError):
-            pass  # not measured yet, or damaged: measured now
-        found = suite.measure(self)
-        with atomic_path(kept) as aside, aside.open("wb") as file:
-            np.save(file, found)
-        return found
+            return self._checked(suite)
+        path = outcomes_path(
+            self.fingerprint,
+            self.max_length,
+            self.model.device,
+            self.settings.precision,
+            suite.info.kind,
+            suite.info.fingerprint,
+            repr(sorted(suite.info.settings.items())),
+        )
+        found = kept(path, len(suite.examples), lambda: {"outcomes": self._checked(suite)})
+        outcomes: Outcomes = found["outcomes"]
+        return outcomes
+
+    def _checked(self, suite: Suite) -> Outcomes:
+        outcomes = suite.measure(self)
+        must_be_finite(outcomes, suite.examples["id"].astype(str).tolist(), f"benchmark {suite.name}")
+        return outcomes
 
 
 def reference(base: Base, task: str, start: Embedder, settings: Evaluate, root: Path) -> Subject:

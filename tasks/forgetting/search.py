@@ -24,6 +24,7 @@ import pandas as pd
 from tasks import reports
 from tasks.families.interface import Measured, Model, interpolate
 from tasks.forgetting.drift import drift, original_inputs, sample
+from tasks.forgetting.kept import kept_measure
 from tasks.forgetting.measure import Subject, compare, reference
 from tasks.forgetting.rule import errors_to_margin
 from tasks.forgetting.slices import flip_slices
@@ -207,4 +208,4 @@ class Search:
 
     @functools.cached_property
     def _start_measured(self) -> Measured:
-        return self.ends.start.measure(self.tables["validation"])
+        return kept_measure(self.ends.start, self.tables["validation"])

@@ -1,0 +1,103 @@
+"""What was measured is kept in the machine's store, so that no run measures it again: a file a model and benchmark.
+
+A file is named by all that its figures depend on: model, examples and settings, device class, arithmetic, the versions
+of the libraries, and `MEASURED_AS`. So base and candidate are always compared under the same ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tasks.embeddings import vectors_folder
+from tasks.errors import StageError
+from tasks.families.interface import Measured, Model
+from tasks.files import atomic_path, fingerprint
+from tasks.models import tensors_fingerprint
+from tasks.paths import store
+
+log = logging.getLogger(__name__)
+
+MEASURED_AS = 1
+"""Raise it when a change of the code changes what is measured of the same model and examples."""
+SHOWN = 5
+"""Examples that an error names."""
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def kept(path: Path, rows: int, measure: Callable[[], Arrays]) -> Arrays:
+    """Return the arrays that are kept under `path`, `(rows,)` each; measure and keep them where there are none.
+
+    A damaged file is measured again, with a warning.
+    """
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+            if not found or any(values.shape != (rows,) for values in found.values()):
+                raise ValueError(f"it does not hold {rows} rows")
+            return found
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            log.warning("%s is damaged (%s): measured again", path, error)
+    measured = measure()
+    with atomic_path(path) as aside, aside.open("wb") as written:
+        np.savez(written, **dict(measured))  # type: ignore[arg-type]
+    return measured
+
+
+def outcomes_path(model: str, max_length: int, device: str, precision: str, *what: str) -> Path:
+    """Return where the outcomes of a model are kept; `what` names examples and settings."""
+    setting = vectors_folder(model, max_length, device=device, precision=precision)
+    named = fingerprint([(str(place), part) for place, part in enumerate((str(MEASURED_AS), *what))])
+    return store() / "outcomes" / setting.relative_to(store() / "embeddings") / f"{named[:32]}.npz"
+
+
+def kept_measure(model: Model, rows: pd.DataFrame) -> Measured:
+    """Measure a model on rows of its task, or return what was measured of it before."""
+    shape = fingerprint([(str(column), _digest(rows[column])) for column in rows])
+    path = outcomes_path(
+        tensors_fingerprint(model.state),
+        0,
+        model.device,
+        model.precision,
+        model.task,
+        model.description,
+        shape,
+    )
+
+    def measure() -> Arrays:
+        found = model.measure(rows)
+        must_be_finite(found.outcomes, rows["id"].astype(str).tolist(), f"the task ({model.metric})")
+        arrays = {"losses": found.losses, "outcomes": found.outcomes, "predictions": found.predictions}
+        return {name: values for name, values in arrays.items() if values is not None}
+
+    found = kept(path, len(rows), measure)
+    return Measured(found["losses"], found["outcomes"], found.get("predictions"))
+
+
+def must_be_finite(outcomes: NDArray[np.float64], ids: list[str], what: str) -> None:
+    """Refuse outcomes that are no numbers.
+
+    Raises:
+        StageError: it says how many there are, and of which examples.
+    """
+    bad = np.flatnonzero(~np.isfinite(outcomes))
+    if len(bad):
+        named = ", ".join(ids[place] for place in bad[:SHOWN])
+        raise StageError(
+            f"{what}: the model gives no number for {len(bad)} of {len(outcomes)} examples, {named} among them. Did the "
+            "training diverge, or does half precision overflow (evaluate.precision)?"
+        )
+
+
+def _digest(column: pd.Series) -> str:
+    """Name a column by its values, whatever they are: texts, numbers, or images."""
+    return fingerprint([(f"{place:09d}", repr(value)) for place, value in enumerate(column.tolist())])
