@@ -67,6 +67,7 @@ bench-forgetting: .venv/.demo  ## Gain and forgetting, every method by itself an
 
 bench-gates: .venv/.installed  ## The data gates: false alarms, power, planted and natural defects found
 	$(BIN)/python -m tests.bench.bench_gates
+	$(BIN)/python -m tests.bench.bench_gate_tests
 
 bench-check: .venv/.installed  ## What the measures cost at a million rows: time and peak memory
 	$(BIN)/python -m tests.bench.bench_check

@@ -10,15 +10,17 @@ stratified, seeded sample of at most `max_rows` a table, which the report states
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.checks import labels, reading, rows, targets, variety
-from tasks.checks.sample import Sample, enough, sampled
+from tasks.checks import labels, pairs, reading, rows, surprise, targets, variety
+from tasks.checks.sample import Sample, enough, sampled, too_small
+from tasks.checks.variety import Reference
 from tasks.embeddings import Encoder, embed, vectors_folder
 from tasks.errors import DataError
 from tasks.measures.labels import probe as fit_probe
@@ -43,8 +45,8 @@ class Embedded:
     train: Sample
     targets: Sequence[Sample]
     original: Sample
-    reference: NDArray[np.float32] | None
-    """(texts, dim); None for images, which have no reference."""
+    reference: Reference
+    """What variety is held against: texts on unlike subjects; for images, those that the base is measured on."""
 
 
 def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
@@ -64,8 +66,11 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
         measures += reading.reading(
             tables, target_names(schema), tokenizer, schema.task, length, section.seed
         )
-    embedded = _embedded(section, schema, paths, tables)
+    model = cache(lambda: _encoder(read_report(paths.base, Base), schema, paths))
+    embedded = _embedded(section, schema, paths, tables, model)
     measures += _of_embeddings(section, schema, embedded)
+    if schema.task == "causal-lm":
+        measures += _of_likelihoods(section, schema, paths, tables, model)
     samples = [embedded.train, *embedded.targets, embedded.original]
     report = CheckReport(
         splits=schema.fingerprint,
@@ -88,6 +93,8 @@ def _must_be_usable(tables: dict[str, pd.DataFrame], classes: int) -> None:
             problems.append(
                 f"{name}: {len(outside)} rows without a declared label, first {outside['id'].iloc[0]}"
             )
+    for name, table in tables.items():
+        problems += rows.undecodable(name, table)
     if problems:
         raise DataError(
             "The splits cannot be measured; correct the raw data and run `prepare` again:", problems
@@ -100,12 +107,14 @@ def _of_rows(
     """Take what every row tells."""
     similarity = section.near_duplicate_similarity
     yield from rows.copies(tables["train"], similarity)
-    yield from (rows.leak(tables, split, similarity) for split in ("test", "validation"))
+    yield from (rows.leak(tables, name, similarity) for name in ("test", "validation", *target_names(schema)))
     yield rows.group_leak(tables)
-    yield from rows.contaminated(tables["train"], paths)
+    yield from rows.contaminated(tables, paths)
     if schema.labels:
         yield rows.conflicts(tables, schema.labels)
         yield from rows.balance(tables["train"], schema.labels)
+    if "positive" in tables["train"]:
+        yield from pairs.pairs(tables)
     if "image" not in tables["train"]:
         yield rows.wording(tables["train"])
 
@@ -115,10 +124,9 @@ def _of_embeddings(section: Check, schema: SplitSchema, embedded: Embedded) -> I
     train, reference = embedded.train, embedded.reference
     yield from variety.variety(train, reference, section.seed)
     yield variety.reworded(train, section.semantic_similarity)
-    if reference is not None:
-        yield variety.coverage(train, reference)
-        if schema.labels:
-            yield variety.variety_by_class(train, reference, schema.labels, section.seed)
+    yield variety.coverage(train, reference)
+    if schema.labels:
+        yield variety.variety_by_class(train, reference, schema.labels, section.seed)
     yield from targets.distance(train, embedded.original, section)
     probe = None
     if schema.labels:
@@ -136,33 +144,84 @@ def _of_embeddings(section: Check, schema: SplitSchema, embedded: Embedded) -> I
             yield targets.expected_accuracy(train, target, probe, section.seed)
 
 
+def _of_likelihoods(
+    section: Check,
+    schema: SplitSchema,
+    paths: Paths,
+    tables: dict[str, pd.DataFrame],
+    model: Callable[[], Any],
+) -> list[Measure]:
+    """Take what the base, a language model, makes of the rows; kept by content as embeddings are."""
+    log.info("Asking the base how likely the rows are")
+    base, length = read_report(paths.base, Base), section.max_length
+
+    def losses(table: pd.DataFrame) -> NDArray[np.float32]:
+        column = "messages" if "messages" in table else "text"
+        folder = _vectors_folder(base, length, f"nats-{column}")
+        found = embed(table[column].tolist(), lambda: surprise.Likelihoods(model(), column), folder, length)
+        return found.reshape(len(table), 2)
+
+    names = ["train", *target_names(schema), ORIGINAL]
+    return surprise.surprise(
+        {name: {**tables, ORIGINAL: rows.original_examples(paths)}[name] for name in names},
+        losses,
+        length,
+        section.seed,
+    )
+
+
 # --- embeddings: a sample ------------------------------------------------------------------------------
 
 
-def _embedded(section: Check, schema: SplitSchema, paths: Paths, tables: dict[str, pd.DataFrame]) -> Embedded:
+def _embedded(
+    section: Check,
+    schema: SplitSchema,
+    paths: Paths,
+    tables: dict[str, pd.DataFrame],
+    model: Callable[[], Encoder],
+) -> Embedded:
     """Sample the tables and embed what they hold, every distinct content once."""
     base = read_report(paths.base, Base)
     what = "image" if "image" in tables["train"] else "text"
     names = ["train", *target_names(schema), ORIGINAL]
     tables = {**tables, ORIGINAL: rows.original_examples(paths)}
     chosen = {name: sampled(tables[name], section.max_rows, section.seed) for name in names}
-    contents = [content for name in names for content in chosen[name][what]]
+    sides = [side for side in (what, "positive") if side in tables["train"]]
     reference = list(REFERENCE_TEXTS) if what == "text" else []
-    folder = _vectors_folder(base, section.max_length)
-    vectors = embed(
-        [*contents, *reference], lambda: _encoder(base, schema, paths), folder, section.max_length
-    )
-    parts = np.split(vectors, np.cumsum([len(chosen[name]) for name in names]))
-    train, *others, original = [
-        Sample(name, chosen[name], part) for name, part in zip(names, parts[:-1], strict=True)
+    contents = [
+        content
+        for side in sides
+        for name in names
+        # What has one side only, such as a benchmark's texts, is held against pairs as a pair of equals.
+        for content in chosen[name][side if side in chosen[name] else what]
     ]
-    return Embedded(train, others, original, parts[-1] if reference else None)
+    folder = _vectors_folder(base, section.max_length)
+    vectors = embed([*reference, *contents], model, folder, section.max_length)
+    of_reference, of_rows = vectors[: len(reference)], vectors[len(reference) :]
+    parts = np.split(_joined(of_rows, len(sides)), np.cumsum([len(chosen[name]) for name in names])[:-1])
+    train, *others, original = [
+        Sample(name, chosen[name], part) for name, part in zip(names, parts, strict=True)
+    ]
+    return Embedded(train, others, original, _reference(original, of_reference, len(sides)))
 
 
-def _vectors_folder(base: Base, max_length: int) -> Path:
+def _joined(vectors: NDArray[np.float32], sides: int) -> NDArray[np.float32]:
+    """Return one vector a row of its sides': the cosine of two rows is then the mean of those of their sides."""
+    return np.concatenate(np.split(vectors, sides), axis=1) if sides > 1 else vectors
+
+
+def _reference(original: Sample, texts: NDArray[np.float32], sides: int) -> Reference:
+    if len(texts):
+        return Reference(
+            _joined(np.concatenate([texts] * sides), sides), "sentences on unlike subjects", None
+        )
+    return Reference(original.vectors, "images that the base is measured on", too_small(original))
+
+
+def _vectors_folder(base: Base, max_length: int, kind: str = "mean") -> Path:
     from tasks.models import pick_device
 
-    return vectors_folder(base.fingerprint, max_length, device=pick_device(), precision="fp32")
+    return vectors_folder(base.fingerprint, max_length, device=pick_device(), precision="fp32", kind=kind)
 
 
 def _encoder(base: Base, schema: SplitSchema, paths: Paths) -> Encoder:

@@ -36,14 +36,14 @@ class Encoder(Protocol):
         ...
 
 
-def vectors_folder(model: str, max_length: int, *, device: str, precision: str) -> Path:
+def vectors_folder(model: str, max_length: int, *, device: str, precision: str, kind: str = "mean") -> Path:
     """Return the store's folder of one model's vectors under one setting, for `embed`.
 
-    `model` is the fingerprint of its weights. Vectors of another device class, arithmetic or library version are
-    others: they differ in the last digits.
+    `model` is the fingerprint of its weights, `kind` what is kept of a text. Vectors of another device class,
+    arithmetic or library version are others: they differ in the last digits.
     """
     versions = "-".join(importlib.metadata.version(name) for name in ("torch", "transformers"))
-    setting = f"mean-{max_length}-{device.partition(':')[0]}-{precision}-{versions}"
+    setting = f"{kind}-{max_length}-{device.partition(':')[0]}-{precision}-{versions}"
     return store() / "embeddings" / model / setting
 
 

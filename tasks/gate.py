@@ -34,9 +34,12 @@ from tasks.reports import (
 
 log = logging.getLogger(__name__)
 
+NOTHING_TO_LEARN = Bound(warn_above=0.0, refuse_above=0.5)
+"""For the share of rows without a token that carries loss, where the recipe has no bound of its own."""
 CONTAMINATED = 0.05
 """Share of a gating benchmark's examples in the training rows above which it measures what was taught."""
 FAILED_EXPECTATIONS = "failed_expectations"
+UNSUPERVISED = "unsupervised_share"
 _SEVERITY: tuple[Level, ...] = ("pass", "warn", "refuse")
 
 
@@ -55,6 +58,8 @@ def gate(section: Gate, budget: Mapping[str, Suite], rule: Decide, *, paths: Pat
     _must_be_of_these_splits(schema, validated, checked)
     measures = {FAILED_EXPECTATIONS: _failed_expectations(validated), **{m.name: m for m in checked.measures}}
     bounds = {FAILED_EXPECTATIONS: section.failed_expectations, **section.measures}
+    if UNSUPERVISED in measures:
+        bounds.setdefault(UNSUPERVISED, NOTHING_TO_LEARN)
     _must_be_measured(bounds, measures)
     items = [_judge(measures[name], bound) for name, bound in bounds.items()]
     gating = [(name, suite.margin) for name, suite in budget.items() if suite.margin]
@@ -148,9 +153,9 @@ def _judge(measure: Measure, bound: Bound) -> GateItem:
 
 
 def _verdict(measure: Measure, bound: Bound) -> tuple[Level, str]:
-    """Return the level and the reason; what could not be measured warns, it never passes."""
+    """Return the level and the reason; what could not be measured warns or refuses, it never passes."""
     if measure.value is None:
-        return "warn", measure.meaning
+        return bound.inconclusive, measure.meaning
     value = measure.value
     seen = f"{value:.4g}"
     if measure.interval:

@@ -343,6 +343,8 @@ class Bound(Section):
     """Warn when the measure is below this."""
     refuse_below: float | None = None
     """Refuse when the measure is below this."""
+    inconclusive: Literal["warn", "refuse"] = "warn"
+    """What to do when the measure could not be taken, for want of rows: it never passes."""
 
     @model_validator(mode="after")
     def _one_direction(self) -> Bound:

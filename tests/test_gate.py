@@ -114,6 +114,36 @@ def test_an_inconclusive_measure_never_passes_silently(paths: Paths) -> None:
     assert (item.level, item.value, item.reason) == ("warn", None, "Means copies.")
 
 
+def test_an_inconclusive_measure_refuses_where_the_recipe_says_so(paths: Paths) -> None:
+    measured(paths, copies=None)
+    bound = Bound(warn_above=0.02, inconclusive="refuse")
+    with pytest.raises(Refused) as caught:
+        gate(bounds(copies=bound), {}, RULE, paths=paths)
+    assert caught.value.problems == ["copies: Means copies. Mend copies."]
+    assert not paths.passport.exists()
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.0, "pass"), (0.3, "warn")])
+def test_rows_that_teach_nothing_are_judged_without_a_bound(paths: Paths, share: float, level: str) -> None:
+    measured(paths, unsupervised_share=share)
+    gate(bounds(), {}, RULE, paths=paths)
+    assert read_report(paths.gate, GateReport).level == level
+
+
+def test_a_set_that_teaches_nothing_is_refused_without_a_bound(paths: Paths) -> None:
+    measured(paths, unsupervised_share=1.0)
+    with pytest.raises(Refused) as caught:
+        gate(bounds(), {}, RULE, paths=paths)
+    assert caught.value.problems[0].startswith("unsupervised_share: 1 is above 0.5 (refuse).")
+    assert not paths.passport.exists()
+
+
+def test_the_recipes_own_bound_on_rows_that_teach_nothing_holds(paths: Paths) -> None:
+    measured(paths, unsupervised_share=0.3)
+    with pytest.raises(Refused):
+        gate(bounds(unsupervised_share=Bound(refuse_above=0.1)), {}, RULE, paths=paths)
+
+
 def test_moving_a_bound_does_not_change_the_passport(paths: Paths) -> None:
     measured(paths, copies=0.1)
     gate(bounds(copies=COPIES), {}, RULE, paths=paths)

@@ -29,20 +29,31 @@ def reading(
     seed: int,
 ) -> list[Measure]:
     """Audit what the model will read of the training rows and of each target, on a sample where there are many."""
-    rows = sampled(tables["train"], TOKENIZED_ROWS, seed)
+    rows = _read_texts(sampled(tables["train"], TOKENIZED_ROWS, seed))
     found = tokens.audit(rows, tokenizer, task, length)
     measures = [
         *_read_of(rows, found, length),
         *(_supervision(rows, found, tokenizer, length) if task == "causal-lm" else []),
     ]
     for name in targets:
-        there = sampled(tables[name], TOKENIZED_ROWS, seed)
+        there = _read_texts(sampled(tables[name], TOKENIZED_ROWS, seed))
         measures += _read_there(name, tokens.audit(there, tokenizer, task, length), found)
     return measures
 
 
+def _read_texts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each text that is read by itself: of pairs and triplets every side."""
+    import pandas as pd
+
+    sides = [name for name in ("positive", "negative") if name in rows]
+    if not sides:
+        return rows
+    others = [rows.assign(text=rows[side], id=rows["id"].astype(str) + f" ({side})") for side in sides]
+    return pd.concat([rows, *others], ignore_index=True)
+
+
 def _read_of(rows: pd.DataFrame, found: tokens.Audit, length: int) -> list[Measure]:
-    of = f"{len(rows)} training rows"
+    of = f"{len(rows)} training {'texts' if 'positive' in rows else 'rows'}"
     words = np.maximum(found.words, 1)
     short, long = np.quantile(words, [0.1, 0.9])
     return [
@@ -140,7 +151,22 @@ def _supervision(rows: pd.DataFrame, found: tokens.Audit, tokenizer: Any, length
             value=float(found.doubled.mean()),
             meaning="Share of training rows that begin with two beginning-of-text tokens.",
             remedy="Take the token out of the chat template, or stop the tokenizer from adding it.",
+            worst=_worst_rows(rows, found.tokens, found.doubled, "tokens"),
         ),
+        *(_roles(rows, found) if "messages" in rows else []),
+    ]
+
+
+def _roles(rows: pd.DataFrame, found: tokens.Audit) -> list[Measure]:
+    return [
+        Measure(
+            name="disordered_roles_share",
+            value=float((~found.in_order).mean()),
+            meaning="Share of training rows in which a system message comes late, one role speaks twice in a row, or the "
+            "assistant does not have the last word.",
+            remedy="Join the turns of one speaker, put the system message first, and cut what follows the assistant.",
+            worst=_worst_rows(rows, found.tokens, ~found.in_order, "tokens"),
+        )
     ]
 
 

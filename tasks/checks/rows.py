@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.checks.words import WORST, extract, row_name
+from tasks.errors import DataError
 from tasks.measures import contamination, diversity, duplicates, images
 from tasks.paths import Paths
-from tasks.recipe import SPLITS
+from tasks.recipe import REPLAY, SPLITS
 from tasks.reports import Measure
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def undecodable(name: str, table: pd.DataFrame) -> list[str]:
+    """Return what is wrong with each image of a table that cannot be decoded; nothing for texts."""
+    problems = []
+    for row, content in enumerate(table.get("image", ())):
+        try:
+            images.image_normal_form(content)
+        except DataError as error:
+            problems.append(f"{name}: {row_name(table, row)} ({table['text'].iloc[row]}): {error}")
+    return problems
 
 
 def copies(train: pd.DataFrame, similarity: float) -> list[Measure]:
@@ -59,7 +72,9 @@ def _forms(table: pd.DataFrame) -> list[str]:
     if "image" in table:
         return [images.image_normal_form(content) for content in table["image"]]
     if "positive" in table:
-        return (table["text"] + "\n" + table["positive"]).tolist()
+        # In either order a pair is the same pair.
+        sides = zip(table["text"], table["positive"], strict=True)
+        return ["\n".join(sorted(pair)) for pair in sides]
     return table["text"].tolist()
 
 
@@ -101,9 +116,19 @@ def leak(tables: dict[str, pd.DataFrame], split: str, similarity: float) -> Meas
     )
 
 
-def contaminated(train: pd.DataFrame, paths: Paths) -> list[Measure]:
-    """Look for each original benchmark's examples, of both halves, in the training rows."""
-    return [_contamination(name, examples, train) for name, examples in _benchmarks(paths)]
+def contaminated(tables: Mapping[str, pd.DataFrame], paths: Paths) -> list[Measure]:
+    """Look for each original benchmark's examples, of both halves, in what is trained on: `train` and `replay`."""
+    import pandas as pd
+
+    learned = [tables[name].assign(id=_told(name, tables)) for name in ("train", REPLAY) if name in tables]
+    rows = pd.concat(learned, ignore_index=True)
+    return [_contamination(name, examples, rows) for name, examples in _benchmarks(paths)]
+
+
+def _told(name: str, tables: Mapping[str, pd.DataFrame]) -> pd.Series:
+    """Return the rows' ids, with the table's name where there are several."""
+    ids = tables[name]["id"].astype(str)
+    return ids if REPLAY not in tables else f"{name} " + ids
 
 
 def original_examples(paths: Paths) -> pd.DataFrame:
@@ -131,11 +156,29 @@ def _benchmarks(paths: Paths, report: bool = True) -> Iterator[tuple[str, pd.Dat
         yield folder.name, examples
 
 
+def _passages(table: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
+    """Return what could be a benchmark's text: rows, sides of pairs, turns of conversations; and which row each is of."""
+    texts, rows = table["text"].tolist(), list(range(len(table)))
+    for side in ("positive", "negative"):
+        if side in table:
+            texts += table[side].tolist()
+            rows += list(range(len(table)))
+    if "messages" in table:
+        for row, messages in enumerate(table["messages"]):
+            # Replayed rows may be plain texts, which have no turns.
+            said = [turn["content"] for turn in json.loads(messages)] if isinstance(messages, str) else []
+            texts += said
+            rows += [row] * len(said)
+    return texts, np.array(rows, dtype=np.int64)
+
+
 def _contamination(name: str, examples: pd.DataFrame, train: pd.DataFrame) -> Measure:
     if "image" in examples:
         by = images.image_leaks(examples["image"].tolist(), train["image"].tolist())
     else:
-        by = contamination.contamination(examples["text"].tolist(), _forms(train)).by
+        passages, of_row = _passages(train)
+        found = contamination.contamination(examples["text"].tolist(), passages).by
+        by = np.where(found >= 0, of_row[found], -1) if len(of_row) else found
     hit = np.flatnonzero(by >= 0)
     return Measure(
         name=f"contaminated_{name}_share",

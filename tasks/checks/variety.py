@@ -3,56 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.checks.sample import Sample, enough, too_small
+from tasks.checks.sample import Sample, too_small
 from tasks.checks.words import WORST, extract, inconclusive, rounded, row_name
 from tasks.measures import diversity, semantic
 from tasks.reports import Measure
 
+KNOWN = (
+    " With MiniLM, product reviews reach 0.66, questions to one bank 0.36, one question in 153 wordings 0.08."
+)
+"""What the scale means, measured."""
 
-def variety(train: Sample, reference: NDArray[np.float32] | None, seed: int) -> list[Measure]:
+
+@dataclass(frozen=True)
+class Reference:
+    """What variety is held against."""
+
+    vectors: NDArray[np.float32]
+    """(rows, dim)"""
+    what: str
+    """What the rows are, in words."""
+    problem: str | None
+    """Why nothing can be held against it, or None."""
+
+
+def variety(train: Sample, reference: Reference, seed: int) -> list[Measure]:
     rows = len(train.rows)
     score = diversity.vendi(train.vectors)
-    if reference is None:
-        return [_vendi(rows, score, "It grows with the rows.")]
-    size = min(rows, len(reference))
-    found = diversity.effective_diversity(train.vectors, reference, seed) if enough(train) else None
-    return [
-        _vendi(rows, score, "It grows with the rows: bound effective_diversity instead."),
+    remedy = "Collect rows on more subjects and in more forms; remove copies and templates."
+    named = "effective_diversity"
+    measures = [
         Measure(
-            name="effective_diversity",
-            value=round(found.value, 4) if found else None,
-            interval=rounded(found.interval) if found else None,
-            meaning=f"Diversity (Vendi score) of {size} training rows over that of {size} "
-            "sentences on unlike "
-            "subjects: 1 is as varied. With MiniLM, product reviews reach 0.66, "
-            "questions to one bank 0.36, one "
-            "question in 153 wordings 0.08."
-            if found
-            else too_small(train),
-            remedy="Collect texts on more subjects and in more wordings; remove copies and templates.",
-        ),
+            name="vendi_score",
+            value=round(score, 3),
+            meaning=f"{rows} training rows are as varied as {score:.1f} rows that have nothing in common. It grows with "
+            "the rows: bound effective_diversity instead.",
+            remedy="Collect rows that differ more; remove copies.",
+        )
     ]
-
-
-def _vendi(rows: int, score: float, advice: str) -> Measure:
-    return Measure(
-        name="vendi_score",
-        value=round(score, 3),
-        meaning=f"{rows} training rows are as varied as {score:.1f} rows that have nothing in common. {advice}",
-        remedy="Collect rows that differ more; remove copies.",
+    if reason := too_small(train) or reference.problem:
+        return [*measures, inconclusive(named, reason, remedy)]
+    size = min(rows, len(reference.vectors))
+    found = diversity.effective_diversity(train.vectors, reference.vectors, seed)
+    measures.append(
+        Measure(
+            name=named,
+            value=round(found.value, 4),
+            interval=rounded(found.interval),
+            meaning=f"Diversity (Vendi score) of {size} training rows over that of {size} {reference.what}: 1 is as "
+            f"varied.{'' if 'image' in train.rows else KNOWN}",
+            remedy=remedy,
+        )
     )
+    return measures
 
 
-def variety_by_class(
-    train: Sample, reference: NDArray[np.float32], names: Sequence[str], seed: int
-) -> Measure:
+def variety_by_class(train: Sample, reference: Reference, names: Sequence[str], seed: int) -> Measure:
     """Say how varied the least varied label is; labels with fewer than 30 sampled rows are not estimated."""
     name, remedy = "least_diverse_class", "Collect rows of this label on more subjects and in more wordings."
-    found = diversity.diversity_by_class(train.vectors, train.labels, reference, seed)
+    if reference.problem:
+        return inconclusive(name, reference.problem, remedy)
+    found = diversity.diversity_by_class(train.vectors, train.labels, reference.vectors, seed)
     if not found:
         return inconclusive(
             name, "Inconclusive: no label has 30 sampled rows, and fewer say nothing.", remedy
@@ -64,7 +79,7 @@ def variety_by_class(
         value=round(least.value, 4),
         interval=rounded(least.interval),
         meaning=f"Effective diversity of label {names[ranked[0]]}, the least of {len(found)} labels with 30 rows or more "
-        f"of {len(names)}: as varied as so large a share of sentences on unlike subjects.",
+        f"of {len(names)}: as varied as so large a share of {reference.what}.",
         remedy=remedy,
         worst=[f"{names[label]}: {found[label].value:.2f}" for label in ranked[:WORST]],
     )
@@ -87,17 +102,17 @@ def reworded(train: Sample, similarity: float) -> Measure:
     )
 
 
-def coverage(train: Sample, reference: NDArray[np.float32]) -> Measure:
-    """Say how many of the reference texts, on unlike subjects, training rows lie near to."""
-    remedy = "Collect texts on more subjects, when the model is to meet more."
-    if not enough(train):
-        return inconclusive("coverage", too_small(train) or "", remedy)
-    found = diversity.coverage(train.vectors, reference, 0)
+def coverage(train: Sample, reference: Reference) -> Measure:
+    """Say how many rows of the reference training rows lie near to."""
+    remedy = "Collect rows on more subjects, when the model is to meet more."
+    if reason := too_small(train) or reference.problem:
+        return inconclusive("coverage", reason, remedy)
+    found = diversity.coverage(train.vectors, reference.vectors, 0)
     return Measure(
         name="coverage",
         value=round(found.share.value, 4),
         interval=rounded(found.share.interval),
-        meaning=f"Share of {len(reference)} sentences on unlike subjects that as many training rows lie near to: "
+        meaning=f"Share of {len(reference.vectors)} {reference.what} that as many training rows lie near to: "
         f"{found.alike:.2f} is to be expected of rows like them. A narrow task covers few, and may be meant to.",
         remedy=remedy,
     )

@@ -35,9 +35,10 @@ def row_name(table: pd.DataFrame, row: int) -> str:
 
 
 def extract(table: pd.DataFrame, row: int) -> str:
-    return _short(table["text"].iloc[row])
+    return short(table["text"].iloc[row])
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """Return the beginning of a text, on one line."""
     line = " ".join(text[:400].split())
     return line if len(line) <= 80 else line[:79] + "…"

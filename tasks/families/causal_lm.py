@@ -111,7 +111,7 @@ class CausalLM(Model):
         Raises:
             StageError: no token of any row would carry loss.
         """
-        rows = self._tokenize(table)
+        rows = self._tokenize(table, self.max_length)
         weights = np.array([row.supervised for row in rows], dtype=np.float64)
         ids = table["id"].astype(str).tolist()
         if len(rows) and not weights.any():
@@ -145,19 +145,13 @@ class CausalLM(Model):
     def measure(self, table: pd.DataFrame) -> Measured:
         """Measure each row's mean log-likelihood a supervised token, in nats."""
         examples = self.examples(table)
-        losses = np.zeros(len(examples))
-        with self.inference():
-            for rows in length_batches(examples.lengths, TOKENS_A_BATCH[self.device.partition(":")[0]]):
-                found, owner = self._token_losses([examples.content[row] for row in rows])
-                sums = torch.zeros(len(rows), dtype=torch.float64)
-                losses[rows] = sums.index_add(0, owner.cpu(), found.double().cpu()).numpy()
         if not examples.weights.all():
             silent = [name for name, weight in zip(examples.ids, examples.weights, strict=True) if not weight]
             raise StageError(
                 f"{len(silent)} of {len(examples)} rows have no token to measure within {self.max_length} tokens, so "
                 f"raise finetune.max_length or leave them out: {', '.join(silent[:5])}"
             )
-        losses /= examples.weights
+        losses = self._nats(examples) / examples.weights
         return Measured(losses, -losses)
 
     def divergence(self, base: Model, table: pd.DataFrame) -> float | None:
@@ -168,6 +162,27 @@ class CausalLM(Model):
             for rows in length_batches(examples.lengths, TOKENS_A_BATCH[self.device.partition(":")[0]]):
                 total += float(self.distillation(base, examples, rows))
         return total / float(examples.weights.sum())
+
+    def nats(self, table: pd.DataFrame, max_length: int) -> NDArray[np.float64]:
+        """Return each row's negative log-likelihood and the tokens it is summed over, those that carry loss: (rows, 2).
+
+        At most `max_length` tokens of a row are read; a row may have none that carries loss.
+        """
+        rows = self._tokenize(table, min(max_length, self.limit))
+        weights = np.array([row.supervised for row in rows], dtype=np.float64)
+        lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
+        examples = Examples(table["id"].astype(str).tolist(), lengths, weights, rows, 0)
+        return np.stack([self._nats(examples), weights], axis=1)
+
+    def _nats(self, examples: Examples) -> NDArray[np.float64]:
+        """Return each row's negative log-likelihood, summed over its supervised tokens."""
+        losses = np.zeros(len(examples))
+        with self.inference():
+            for rows in length_batches(examples.lengths, TOKENS_A_BATCH[self.device.partition(":")[0]]):
+                found, owner = self._token_losses([examples.content[row] for row in rows])
+                sums = torch.zeros(len(rows), dtype=torch.float64)
+                losses[rows] = sums.index_add(0, owner.cpu(), found.double().cpu()).numpy()
+        return losses
 
     def encode(
         self, contents: Sequence[Content], *, max_length: int = 128, normalise: bool = True
@@ -220,12 +235,10 @@ class CausalLM(Model):
         """The model below its vocabulary head."""
         return getattr(self.network, self.network.base_model_prefix)
 
-    def _tokenize(self, table: pd.DataFrame) -> list[Tokens]:
+    def _tokenize(self, table: pd.DataFrame, max_length: int) -> list[Tokens]:
         if "messages" in table:
-            return [
-                tokenize_chat(self.tokenizer, json.loads(row), self.max_length) for row in table["messages"]
-            ]
-        return [tokenize_text(self.tokenizer, text, self.max_length) for text in table["text"]]
+            return [tokenize_chat(self.tokenizer, json.loads(row), max_length) for row in table["messages"]]
+        return [tokenize_text(self.tokenizer, text, max_length) for text in table["text"]]
 
     def _token_losses(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """Return the loss of each supervised token, `(tokens,)`, and which row it is of.

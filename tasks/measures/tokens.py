@@ -5,6 +5,7 @@ A set whose tokens carry no loss trains without a word and teaches nothing; so d
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ class Audit:
     """Whether every turn of the assistant that is read whole ends with a token that carries loss and ends a turn."""
     doubled: NDArray[np.bool_]
     """Whether the row begins with two beginning-of-text tokens."""
+    in_order: NDArray[np.bool_]
+    """Whether a conversation's system message comes first, users and assistant alternate, and the assistant has the last
+    word; what is no conversation is in order."""
 
 
 def audit(table: pd.DataFrame, tokenizer: Any, task: str, max_length: int) -> Audit:
@@ -44,9 +48,10 @@ def audit(table: pd.DataFrame, tokenizer: Any, task: str, max_length: int) -> Au
     Raises:
         DataError: the tokenizer has no chat template, or it cannot be told what the assistant says in it.
     """
-    rows = [_row(content, tokenizer, task) for content in _contents(table)]
+    contents = _contents(table)
+    rows = [_row(content, tokenizer, task) for content in contents]
     begin = tokenizer.bos_token_id
-    unknown = tokenizer.unk_token_id
+    unknown = _unknown(tokenizer)
     ending = _ending(tokenizer)
     return Audit(
         tokens=np.array([len(ids) for ids, _ in rows], dtype=np.int64),
@@ -63,6 +68,7 @@ def audit(table: pd.DataFrame, tokenizer: Any, task: str, max_length: int) -> Au
             [_turns_end(labels[:max_length], len(labels) > max_length, ending) for _, labels in rows]
         ),
         doubled=np.array([begin is not None and ids[:2] == [begin, begin] for ids, _ in rows], dtype=bool),
+        in_order=np.array([_in_order(_messages(content, task)) for content in contents], dtype=bool),
     )
 
 
@@ -92,16 +98,40 @@ def _row(content: str, tokenizer: Any, task: str) -> tuple[list[int], list[int]]
     if task != "causal-lm":
         ids = list(tokenizer(content, truncation=False, verbose=False)["input_ids"])
         return ids, ids
-    if content.startswith("["):
-        try:
-            messages = json.loads(content)
-        except ValueError:
-            messages = None
-        if isinstance(messages, list):
-            read = tokenize_chat(tokenizer, messages, whole)
-            return read.ids, read.labels
-    read = tokenize_text(tokenizer, content, whole)
+    messages = _messages(content, task)
+    read = (
+        tokenize_text(tokenizer, content, whole)
+        if messages is None
+        else tokenize_chat(tokenizer, messages, whole)
+    )
     return read.ids, read.labels
+
+
+def _messages(content: str, task: str) -> list[dict[str, str]] | None:
+    """Return a conversation's messages; None for plain text."""
+    if task != "causal-lm" or not content.startswith("["):
+        return None
+    try:
+        messages = json.loads(content)
+    except ValueError:
+        return None
+    talk = isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages)
+    return messages if talk else None
+
+
+def _in_order(messages: list[dict[str, str]] | None) -> bool:
+    if messages is None:
+        return True
+    spoken = [turn["role"] for turn in messages if turn["role"] in ("user", "assistant")]
+    late = any(turn["role"] == "system" for turn in messages[1:])
+    repeated = any(one == other for one, other in itertools.pairwise(spoken))
+    return spoken[-1:] == ["assistant"] and not late and not repeated
+
+
+def _unknown(tokenizer: Any) -> int | None:
+    """Return the token for what is not known; None where it is one that also begins or ends a text (GPT-2)."""
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
 
 
 def _ending(tokenizer: Any) -> set[int]:
