@@ -117,6 +117,7 @@ def _of_rows(
         yield from pairs.pairs(tables)
     if "image" not in tables["train"]:
         yield rows.wording(tables["train"])
+        yield rows.cut_off(tables["train"])
 
 
 def _of_embeddings(section: Check, schema: SplitSchema, embedded: Embedded) -> Iterator[Measure]:

@@ -30,6 +30,7 @@ ALWAYS = [
     "minority_class_share",
     "class_entropy",
     "distinct_2",
+    "cut_off_share",
     "truncated_share",
     "unknown_token_share",
     "tokens_per_word",
@@ -181,6 +182,18 @@ def test_flipped_labels_are_doubted_and_shown(tmp_path: Path) -> None:
     assert found.interval is not None
     assert found.interval[0] < 0.05 < found.interval[1]
     assert {line.split()[0] for line in found.worst} <= {f"t{row}" for row in range(12)}
+
+
+def test_texts_cut_by_an_export_are_counted_and_their_ends_shown(tmp_path: Path) -> None:
+    rows = [
+        (f"{text} {'and so on ' * (number % 30)}"[:250], label)
+        for number, (text, label) in enumerate(reviews(120))
+    ]
+    report = run(tmp_path, {**ordinary(), "train": rows})
+    long = sum(len(text) == 250 for text, _ in rows)
+    assert long > 20
+    assert value(report, "cut_off_share") == pytest.approx(long / 120)
+    assert "250 characters: …" in measures(report)["cut_off_share"].worst[0]
 
 
 def test_few_distinct_texts_are_bad_and_many_are_good(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.checks.words import WORST, extract, row_name
 from tasks.errors import DataError
-from tasks.measures import contamination, diversity, duplicates, images
+from tasks.measures import contamination, diversity, duplicates, images, truncation
 from tasks.paths import Paths
 from tasks.recipe import REPLAY, SPLITS
 from tasks.reports import Measure
@@ -253,6 +253,27 @@ def balance(train: pd.DataFrame, names: Sequence[str]) -> list[Measure]:
             remedy="Collect rows of the rare labels.",
         ),
     ]
+
+
+def cut_off(train: pd.DataFrame) -> Measure:
+    """Say how many rows were cut before they came here."""
+    passages, row = _passages(train)
+    turns = np.arange(len(row)) >= len(train)
+    cut = np.zeros(len(train), dtype=bool)
+    for part in (~turns, turns):
+        texts = [passages[place] for place in np.flatnonzero(part).tolist()]
+        cut[row[part][truncation.cut_texts(texts)]] = True
+    return Measure(
+        name="cut_off_share",
+        value=float(cut.mean()),
+        meaning="Share of training rows with a text that ends where many others end, at exactly the longest length there "
+        "is: cut by an export or a column's width before they came here.",
+        remedy="Export the whole texts, or remove what was cut.",
+        worst=[
+            f"{row_name(train, place)}, {len(train['text'].iloc[place])} characters: …{train['text'].iloc[place][-60:]}"
+            for place in np.flatnonzero(cut)[:WORST].tolist()
+        ],
+    )
 
 
 def wording(train: pd.DataFrame) -> Measure:

@@ -215,8 +215,8 @@ def _drawn(unit: NDArray[np.int64], generator: np.random.Generator) -> NDArray[n
 
 
 def _numbered(groups: Sequence[str]) -> NDArray[np.int64]:
-    numbers: dict[str, int] = {}
-    return np.fromiter((numbers.setdefault(group, len(numbers)) for group in groups), np.int64, len(groups))
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.fromiter(map(numbers.__getitem__, groups), np.int64, len(groups))
 
 
 def _permuted(pooled: Pooled, permutations: int, generator: np.random.Generator) -> Membership:
@@ -301,7 +301,12 @@ def _frequencies(pooled: Pooled, generator: np.random.Generator) -> NDArray[np.f
 def _fourier_features(rows: NDArray[np.float64], frequencies: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return cosines and sines, (rows, 2 · frequencies), of norm 1 each row."""
     angles = rows.astype(np.float32) @ frequencies
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float64) / np.sqrt(FREQUENCIES)
+    features = np.empty((len(rows), 2 * FREQUENCIES))
+    # Computed in single precision, and widened on the way: no copy of the largest array.
+    np.cos(angles, out=features[:, :FREQUENCIES])
+    np.sin(angles, out=features[:, FREQUENCIES:])
+    features /= np.sqrt(FREQUENCIES)
+    return features
 
 
 def _squared_distance(

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.expectations import CONTROL_CHARACTERS, MOJIBAKE
-from tasks.measures import contamination, duplicates, harm, images, labels, semantic
+from tasks.expectations import CONTROL_CHARACTERS, MOJIBAKE, one_table
+from tasks.measures import contamination, duplicates, harm, images, labels, semantic, truncation
 from tests.bench import planted
 from tests.bench.figures import Figure, publish
 
@@ -29,7 +30,7 @@ LOWER = 0.75
 
 def main() -> None:
     """Measure everything, print the table, and write `benchmarks/gates.json`."""
-    figures = [*_texts(), *_mojibake(), *_labels(), *_meanings(), *_images()]
+    figures = [*_texts(), *_mojibake(), *_turns(), *_cut(), *_labels(), *_meanings(), *_images()]
     folder = Path(os.environ.get("RETAIN_TEST_DATA", "shared/data"))
     figures += [figure for measure in (_banking, _stsb, _pneumonia) for figure in measure(folder)]
     publish("gates", figures, ["numpy", "scipy", "scikit-learn", "datasketch", "cleanlab", "pillow"])
@@ -80,6 +81,33 @@ def _mojibake() -> list[Figure]:
     right = sum(bool(wrong.search(planted.misread(text))) for text in planted.SENTENCES)
     false = sum(bool(wrong.search(text)) for text in (*planted.SENTENCES, *planted.CLEAN))
     return _found("mojibake in 16 languages", right, len(planted.SENTENCES), right + false)
+
+
+def _turns() -> Iterator[Figure]:
+    """Turns that say nothing and roles out of order, in every way of planting them."""
+    talks = [planted.conversation(seed) for seed in range(1_000)]
+    faults = {"empty turns": planted.EMPTY_TURNS, "roles out of order": planted.DISORDERS}
+    for name, changes in faults.items():
+        bad = [changes[row % len(changes)](talks[row]) for row in range(200)]
+        messages = [json.dumps(talk) for talk in (*bad, *talks[200:])]
+        names = [str(row) for row in range(len(messages))]
+        table = pd.DataFrame({"id": names, "text": names, "group": names, "messages": messages})
+        seen = one_table({"train": table}, [])
+        wrong = seen["empty_turns"] > 0 if name == "empty turns" else ~(
+            seen["roles_alternate"] & seen["ends_with_assistant"]
+        )  # fmt: skip
+        yield from _found(name, int(wrong[:200].sum()), 200, int(wrong.sum()))
+
+
+def _cut() -> Iterator[Figure]:
+    """Texts cut at a length before they came here, beside whole ones that are shorter."""
+    whole = planted.texts(3_000, seed=7)
+    for most in (120, 180, 220):
+        wrong = truncation.cut_texts([text[:most] for text in whole])
+        long = np.array([len(text) > most for text in whole])
+        yield from _found(
+            f"rows cut at {most} characters", int(wrong[long].sum()), int(long.sum()), int(wrong.sum())
+        )
 
 
 def _labels() -> Iterator[Figure]:

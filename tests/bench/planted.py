@@ -107,6 +107,38 @@ EDITS: dict[str, Callable[[str, int], str]] = {
 }
 
 
+Talk = list[dict[str, str]]
+
+
+def conversation(seed: int) -> Talk:
+    """Return a conversation of two to eight turns in order, half of them after a system message."""
+    said = texts(10, seed + 100)
+    pairs = seed % 4 + 1
+    roles = [*(["system"] if seed % 2 else []), *["user", "assistant"] * pairs]
+    return [{"role": role, "content": said[turn]} for turn, role in enumerate(roles)]
+
+
+def _silent(which: int, content: str) -> Callable[[Talk], Talk]:
+    def change(talk: Talk) -> Talk:
+        turns = [dict(turn) for turn in talk]
+        turns[which]["content"] = content
+        return turns
+
+    return change
+
+
+EMPTY_TURNS = [
+    _silent(which, content) for which in (0, 1, -1) for content in ("", "  ", "\n\t\n", "\u00a0", "\u3000")
+]
+DISORDERS: list[Callable[[Talk], Talk]] = [
+    lambda talk: talk[:-1],
+    lambda talk: [*talk, talk[-1]],
+    lambda talk: [*talk[:-2], talk[-1], talk[-2]],
+    lambda talk: [*talk, {"role": "system", "content": "Be brief."}],
+    lambda talk: [*talk, {"role": "user", "content": "Thanks."}],
+]
+
+
 def flipped(
     rows: int, classes: int, share: float, distance: float, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
