@@ -6,6 +6,7 @@ depth, and it attends to its ancestors, so one forward pass gives each path what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 LARGEST_TREE = 2048
 """Nodes at which a tree is closed: attention costs their square."""
+ROW_TOKENS = 256
+"""Nodes of a row that holds several trees: wide enough to be filled well, and attention costs little yet."""
 WORTH_SHARING = 0.25
 """Share of a sequence that must be in the tree already; less is not worth the attention between strangers."""
 
@@ -119,13 +122,21 @@ def batches(trees: Sequence[Tree], tokens: int, positions: int) -> Iterator[list
 
 
 def _fill(waiting: list[Tree], tokens: int, positions: int, *, alone: bool) -> tuple[list[Row], list[Tree]]:
-    """Return rows as long as the longest tree, and the trees that are left (first fit, longest first)."""
-    longest = len(waiting[0])
-    free = [longest] * max(tokens // longest, 1)
+    """Return the rows of one batch, and the trees that are left.
+
+    Rows are wide enough for several trees, so that little is padding. The longest tree that fits comes first; where
+    all that is left fits into the batch, the emptiest row takes it, so that no row is much longer than the others.
+    """
+    longest, whole = len(waiting[0]), sum(map(len, waiting))
+    width = longest if alone else max(longest, min(ROW_TOKENS, tokens))
+    count = max(min(tokens // width, len(waiting) if alone else math.ceil(whole / width)), 1)
+    spread = not alone and whole <= count * width
+    free = [width] * count
     rows: list[Row] = [[] for _ in free]
     left = []
     for place, tree in enumerate(waiting):
-        row = next((row for row, room in enumerate(free) if room >= len(tree)), None)
+        fits = [row for row, room in enumerate(free) if room >= len(tree)]
+        row = max(fits, key=free.__getitem__) if spread and fits else next(iter(fits), None)
         if row is None or (place and tree.positions > positions):
             left.append(tree)
             continue
