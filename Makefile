@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-margins bench-tax bench-forgetting bench-gates bench-check vision-bases
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check vision-bases
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -56,8 +56,15 @@ serve: .venv/.installed  ## Start the Prefect server, a worker and the weekly sc
 bench-rule: .venv/.installed  ## The release rule: false PASS and power, beside two rival rules
 	$(BIN)/python -m tests.bench.bench_rule
 
-bench-margins: .venv/.demo  ## Which margins the demo's benchmarks carry, from the records of its last run
+bench-ledger: .venv/.demo  ## Lineages of retrains: what is released when measured from the first base, or from the release before
+	$(BIN)/python -m tests.bench.bench_ledger
+
+bench-merge: .venv/.demo  ## The rescue: how often the report half confirms it, and what its search costs
+	$(BIN)/python -m tests.bench.bench_merge
+
+bench-margins: .venv/.demo  ## Which margins benchmarks carry: the demo's last run; with $$RETAIN_DATA, SmolLM2 on ARC, LAMBADA, …
 	$(BIN)/python -m tests.bench.bench_margins
+	if [ -n "$(RETAIN_DATA)" ]; then $(BIN)/python -m tests.bench.bench_margins_language; fi
 
 bench-tax: .venv/.demo  ## What orchestration costs, as a share of the stages' own time
 	$(BIN)/python -m tests.bench.bench_tax

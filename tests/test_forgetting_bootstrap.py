@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import f1_score
 
-from tasks.forgetting.bootstrap import group_weights, interval, macro_f1
+from tasks.forgetting.bootstrap import group_weights, interval, macro_f1, spearman_terms
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -35,3 +36,14 @@ def test_the_interval_of_a_mean_is_near_the_normal_one() -> None:
     low, high = interval(weights @ values / 400, 0.95)
     assert low == pytest.approx(values.mean() - 1.96 / 20, abs=0.015)
     assert high == pytest.approx(values.mean() + 1.96 / 20, abs=0.015)
+
+
+@pytest.mark.parametrize("rows", [5, 40, 300])
+def test_pseudo_values_of_spearman_are_those_of_leaving_each_row_out(rows: int) -> None:
+    rng = np.random.default_rng(6)
+    first = np.round(rng.normal(size=rows), 1)  # with ties
+    second = np.round(first + rng.normal(size=rows), 1)
+    whole = stats.spearmanr(first, second).statistic
+    each = [stats.spearmanr(np.delete(first, row), np.delete(second, row)).statistic for row in range(rows)]
+    expected = rows * whole - (rows - 1) * np.array(each)
+    assert spearman_terms(first, second) == pytest.approx(expected, abs=1e-9)

@@ -142,3 +142,18 @@ def test_same_inputs_give_the_same_bytes(project: Paths) -> None:
 def test_the_chosen_model_classifies(project: Paths) -> None:
     run(project)
     assert len(load_model(project.chosen).answer(["the phone was good"])) == 1
+
+
+def test_a_margin_that_moves_measures_no_model_again(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search.Search, "_leaves_room", lambda self, outcome: False)
+    before = run(project, margin=0.5)
+    assert len(before.outcomes) > 2
+
+    def measured_again(self: object, table: object) -> object:
+        raise AssertionError("a model was measured again")
+
+    monkeypatch.setattr(type(load_model(project.chosen)), "measure", measured_again)
+    again = run(project, margin=0.01)
+    assert [(found.alpha, found.gain) for found in again.outcomes] == [
+        (found.alpha, found.gain) for found in before.outcomes
+    ]

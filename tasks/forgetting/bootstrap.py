@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Weights = NDArray[np.float64]
+ROWS_AT_ONCE = 256
+"""Rows that the jackknife leaves out at once: bounds the memory to so many times all rows."""
 
 
 def group_weights(groups: Sequence[str], draws: int, seed: int) -> Weights:
@@ -43,12 +45,25 @@ def spearman_terms(first: NDArray[np.float64], second: NDArray[np.float64]) -> N
     if rows < 3 or a.std() < 1e-12 or b.std() < 1e-12:
         return np.zeros(rows)
     whole = float(np.corrcoef(a, b)[0, 1])
-    without = np.empty(rows)
-    for row in range(rows):
-        # Taking a row out lowers the rank of those above it by one, and of its ties by a half.
-        x, y = (np.delete(r - (v > v[row]) - 0.5 * (v == v[row]), row) for r, v in ((a, first), (b, second)))
-        without[row] = float(np.corrcoef(x, y)[0, 1]) if x.std() > 1e-12 and y.std() > 1e-12 else 0.0
+    without = np.concatenate(
+        [_spearman_without(first, second, a, b, start) for start in range(0, rows, ROWS_AT_ONCE)]
+    )
     return rows * whole - (rows - 1) * without
+
+
+def _spearman_without(first: Weights, second: Weights, a: Weights, b: Weights, start: int) -> Weights:
+    """Return Spearman's correlation without each of some rows, from `start` on, given the ranks of all."""
+    own = np.arange(start, min(start + ROWS_AT_ONCE, len(first)))
+    kept = np.ones((len(own), len(first)))
+    kept[np.arange(len(own)), own] = 0.0
+    centred = []
+    for ranks, values in ((a, first), (b, second)):
+        # Taking a row out lowers the rank of those above it by one, and of its ties by a half.
+        left = (ranks - (values > values[own, None]) - 0.5 * (values == values[own, None])) * kept
+        centred.append((left - left.sum(axis=1, keepdims=True) / (len(first) - 1)) * kept)
+    x, y = centred
+    spread = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    return np.divide((x * y).sum(axis=1), spread, out=np.zeros(len(own)), where=spread > 1e-9)
 
 
 def interval(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:

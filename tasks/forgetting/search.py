@@ -9,6 +9,8 @@ Both end in the tuned model at α = 1; `wise-ft` begins at the base. Losses rise
 the largest α within the budget is found by bisection, and only where the tuned model itself is over it. An α is within
 the budget when it leaves room for the report half to confirm it: loss + (z_α + z_β)·SE ≤ margin, with the level and
 power of the release rule.
+
+What is measured at an α is kept (`tasks/forgetting/kept.py`), so that a budget that moves costs no measurement twice.
 """
 
 from __future__ import annotations
@@ -154,7 +156,9 @@ class Search:
     def _measure(self, point: Point) -> reports.AlphaOutcome:
         path, alpha = point
         model = self.model(path, alpha)
-        score = (self._start_measured if point == BASE else model.measure(self.tables["validation"])).score
+        score = (
+            self._start_measured if point == BASE else kept_measure(model, self.tables["validation"])
+        ).score
         subject = self._subject(point, model)
         # What informs does not steer: it is measured where people look, at the two ends.
         suites = [suite for suite in self._suites if point in (BASE, TUNED) or self.budget[suite.name].margin]
