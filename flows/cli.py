@@ -107,6 +107,10 @@ def init(
         str | None, typer.Option(help="Column names, by commas, of a file without a header line.")
     ] = None,
     test: Annotated[Path | None, typer.Option(help="A test set of its own, in the same form.")] = None,
+    label_separator: Annotated[
+        str | None,
+        typer.Option(help="What stands between the labels of a row that has several, in a CSV or TSV file."),
+    ] = None,
     original: Annotated[
         Path | None,
         typer.Option(help="What the base could do before: a text (causal-lm), or labelled images."),
@@ -117,7 +121,8 @@ def init(
 
     root = find_root()
     names = tuple(part.strip() for part in columns.split(",")) if columns else ()
-    path = scaffold(root, name, datafile, task, base, Choice(text, label, group, names, test, original))
+    choice = Choice(text, label, group, names, test, label_separator, original)
+    path = scaffold(root, name, datafile, task, base, choice)
     say(f"wrote {path.relative_to(root)}, and listed {name} in params.yaml")
     say(f"next: read it, then  retain plan {name}  and  retain run {name}")
 

@@ -285,6 +285,9 @@ def _say_answer(text: str, answer: dict[str, Any], as_json: bool) -> None:
         say_json({"text": text, **answer})
     elif "reply" in answer:
         say(answer["reply"])
+    elif "labels" in answer:
+        chances = [f"{label} {answer['probabilities'][label]:.3f}" for label in answer["labels"]]
+        say(f"{', '.join(chances) or 'no label'}  {text}")
     elif "label" in answer:
         say(f"{answer['label']}  {answer.get('probability', answer.get('cosine', 0.0)):.3f}  {text}")
     else:

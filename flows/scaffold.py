@@ -51,6 +51,8 @@ class Choice:
     """Names of the columns of a file without a header line."""
     test: Path | None = None
     """A test set of its own, in the form of the data file."""
+    label_separator: str | None = None
+    """What stands between the labels of a row, in a file that has no lists."""
     original: Path | None = None
     """What the base could do before: a text (causal LM), or labelled images."""
 
@@ -72,7 +74,9 @@ def scaffold(
         raise ConfigError(f"{name!r} is no recipe name: use lower-case letters, digits and hyphens.")
     if target.exists():
         raise ConfigError(f"{target} exists and is not overwritten: choose another name, or remove it.")
-    seen = survey(file, choice.columns)
+    if choice.label_separator and task != "text-classification":
+        raise ConfigError("--label-separator is for text-classification, whose rows may have several labels.")
+    seen = survey(file, choice.columns, choice.label_separator)
     given = _Given(root, seen, choice, survey(choice.test, choice.columns) if choice.test else None)
     base = base or BASES.get(task)
     if base is None:
@@ -119,10 +123,13 @@ class _Given:
 
 def _classified_texts(given: _Given) -> dict[str, Any]:
     text, label = pick_columns(given)
+    separator = given.choice.label_separator
+    several = bool(separator) or 0 < given.columns[label].lists == given.columns[label].filled
+    roles = {"text": text, "label": label, **({"label_separator": separator} if separator else {})}
     return {
-        **_labels(given, label),
+        **(_label_lists(given, label) if several else _labels(given, label)),
         **_lengths(given, [text]),
-        **_tables(given, {"text": text, "label": label}),
+        **_tables(given, roles),
         "text": _yaml(text),
         "label": _yaml(label),
         "rate": _rate("text-classification", "lp-ft"),
@@ -303,7 +310,13 @@ def _common(given: _Given, task: str) -> dict[str, Any]:
             f"--original is for causal-lm and image-classification; the benchmarks of a {task} recipe are written "
             "into it to be replaced."
         )
-    return {"task": task, "file": _comment(file.name), "rows": given.seen.rows, "labels": []}
+    return {
+        "task": task,
+        "file": _comment(file.name),
+        "rows": given.seen.rows,
+        "labels": [],
+        "multi_label": False,
+    }
 
 
 def _tables(
@@ -324,7 +337,8 @@ def _tables(
         test = [("file", _yaml(given.test.file.name))]
         source.append((given.test.file.name, _source(given.root, given.test.file)))
         _same_columns(
-            given.test, [name for role, name in roles.items() if role not in ("file", "image_folder")]
+            given.test,
+            [name for role, name in roles.items() if role not in ("file", "image_folder", "label_separator")],
         )
     return {
         "source": [(_yaml(name), _yaml(place)) for name, place in source],
@@ -373,8 +387,26 @@ def _labels(given: _Given, label: str) -> dict[str, Any]:
             f"{given.seen.file}: {unlabelled} of {rows} rows have no {label}: label them, remove them, "
             "or name another column with --label."
         )
+    return _label_fields(counts, rows)
+
+
+def _label_lists(given: _Given, label: str) -> dict[str, Any]:
+    """Return what the recipe says of labels of which a row has any number."""
+    column, rows = given.columns[label], given.seen.rows
+    if column.lists < rows:
+        raise DataError(
+            f"{given.seen.file}: {rows - column.lists} of {rows} rows have no list of {label}: write an empty list "
+            "where none holds."
+        )
+    many = len(column.items) > MOST_LABELS
+    counts = _label_counts(given.seen.file, label, Column(values=column.items, many=many))
+    return {**_label_fields(counts, rows), "multi_label": True}
+
+
+def _label_fields(counts: Counter[str], rows: int) -> dict[str, Any]:
     smallest = min(counts.values())
     return {
+        "multi_label": False,
         "labels": list(counts),
         "labels_list": _flow(sorted(counts)),
         "counts": _comment(", ".join(f"{key} {count}" for key, count in counts.most_common(12)))

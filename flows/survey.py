@@ -37,6 +37,10 @@ class Column:
     """How many values are numbers, between `least` and `greatest`."""
     conversations: int = 0
     """How many values are lists of messages with a role and content."""
+    lists: int = 0
+    """How many values are lists of texts (an empty one too), or texts with the separator that was named."""
+    items: Counter[str] = field(default_factory=Counter)
+    """How many values list each text; no more of them than `MOST_LABELS` + 1."""
 
     @property
     def may_name_rows(self) -> bool:
@@ -53,8 +57,13 @@ class Column:
         """Characters of a value, on average."""
         return self.characters / max(self.filled, 1)
 
-    def add(self, value: object) -> None:
-        """Count one cell."""
+    def add(self, value: object, separator: str | None = None) -> None:
+        """Count one cell; `separator` is what stands between several texts in one."""
+        listed = _as_list(value, separator)
+        if listed is not None:
+            self.lists += 1
+            if len(self.items) <= MOST_LABELS:
+                self.items.update(set(listed))
         text = "" if value is None else str(value)
         if not text.strip():
             return
@@ -81,8 +90,10 @@ class Survey:
     rows: int
 
 
-def survey(file: Path, names: Sequence[str] = ()) -> Survey:
-    """Read a data file once, or list a folder of images; `names` are the columns of a file without a header line.
+def survey(file: Path, names: Sequence[str] = (), separator: str | None = None) -> Survey:
+    """Read a data file once, or list a folder of images.
+
+    `names` are the columns of a file without a header line, `separator` is what stands between labels in one cell.
 
     Raises:
         DataError: it is missing, empty, binary, not UTF-8, or its rows have differing columns.
@@ -93,7 +104,7 @@ def survey(file: Path, names: Sequence[str] = ()) -> Survey:
     for row in _image_rows(file) if kind == IMAGE_FOLDER else _rows(file, kind, names):
         rows += 1
         for key, value in row.items():
-            columns.setdefault(key, Column()).add(value)
+            columns.setdefault(key, Column()).add(value, separator)
     if not rows:
         raise DataError(f"{file} holds no rows below its header line.")
     return Survey(file, kind, columns, rows)
@@ -111,6 +122,14 @@ def shortened(values: Iterable[str]) -> str:
     """Return values in quotation marks, cut to one line."""
     text = ", ".join(repr(value) for value in values)
     return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _as_list(value: object, separator: str | None) -> list[str] | None:
+    if isinstance(value, str) and separator:
+        return [part.strip() for part in value.split(separator) if part.strip()]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [item.strip() for item in value]
+    return None
 
 
 def _is_conversation(value: object) -> bool:

@@ -29,6 +29,7 @@ from tasks.paths import Paths
 from tasks.recipe import ORIGINAL, SPLITS, Check
 from tasks.reports import Base, CheckReport, Measure, SplitSchema, read_report, write_report
 from tasks.splits import read_splits, target_names
+from tasks.tables import label_places
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +89,8 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
 def _must_be_usable(tables: dict[str, pd.DataFrame], classes: int) -> None:
     problems = [] if len(tables["train"]) else ["train: no rows"]
     for name in SPLITS if classes else ():
-        outside = tables[name][~tables[name]["label"].between(0, classes - 1)]
+        owners, given = label_places(tables[name])
+        outside = tables[name].iloc[np.unique(owners[(given < 0) | (given >= classes)])]
         if len(outside):
             problems.append(
                 f"{name}: {len(outside)} rows without a declared label, first {outside['id'].iloc[0]}"
@@ -132,6 +134,9 @@ def _of_embeddings(section: Check, schema: SplitSchema, embedded: Embedded) -> I
     probe = None
     if schema.labels:
         log.info("Fitting probes on %d training rows", len(train.rows))
+    if schema.multi_label:
+        yield labels.noise_of_label_lists(train, schema.labels, section.seed)
+    elif schema.labels:
         if enough(train):
             probe = fit_probe(train.vectors, train.labels, train.groups, section.seed)
         yield labels.label_noise(train, probe, schema.labels)

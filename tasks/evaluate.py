@@ -22,7 +22,7 @@ from tasks.errors import StageError
 from tasks.families import family, load_model
 from tasks.families.interface import Measured, Model
 from tasks.files import folder_fingerprint, write_text
-from tasks.forgetting.bootstrap import group_weights, interval, macro_f1
+from tasks.forgetting.bootstrap import group_weights, interval, macro_f1, micro_f1
 from tasks.forgetting.kept import kept_measure
 from tasks.forgetting.measure import Subject, compare, records, reference
 from tasks.forgetting.rule import paired_loss
@@ -32,7 +32,7 @@ from tasks.paths import Paths, registry_root
 from tasks.recipe import Decide, Evaluate
 from tasks.sources import base_folder
 from tasks.splits import first_by_hash, read_splits, target_names
-from tasks.tables import write_table
+from tasks.tables import has_label_lists, indicators, write_table
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ def _flat_metrics(report: reports.EvaluateReport) -> dict[str, dict[str, dict[st
         targets[target.name] = {target.metric: round(target.candidate, 4), "gain": round(target.gain, 4)}
         if target.macro_f1 is not None:
             targets[target.name]["macro_f1"] = round(target.macro_f1, 4)
+        if target.micro_f1 is not None:
+            targets[target.name]["micro_f1"] = round(target.micro_f1, 4)
     suites = {
         suite.name: {suite.metric: round(suite.candidate, 4), "loss": round(suite.loss, 4)}
         for suite in report.suites
@@ -135,7 +137,7 @@ def _targets(
         write_table(table, aside / "targets" / f"{name}.parquet")
         outcome = _target(name, table, candidate.metric, rule)
         if candidate.labels:
-            outcome = _with_macro_f1(outcome, table, rows, found, len(candidate.labels), rule)
+            outcome = _with_f1(outcome, table, rows, found, len(candidate.labels), rule)
         log.info(
             "%s: %s %.4f → %.4f on %d rows",
             name,
@@ -162,7 +164,7 @@ def _target(name: str, table: pd.DataFrame, metric: str, rule: Decide) -> report
     )
 
 
-def _with_macro_f1(
+def _with_f1(
     outcome: reports.TargetOutcome,
     table: pd.DataFrame,
     rows: pd.DataFrame,
@@ -171,20 +173,21 @@ def _with_macro_f1(
     rule: Decide,
 ) -> reports.TargetOutcome:
     weights = group_weights(table["group"].tolist(), rule.bootstrap_draws, rule.seed)
-    truth = rows["label"].to_numpy()
+    several = has_label_lists(rows)
+    truth = indicators(rows, classes) if several else rows["label"].to_numpy()
     said = {model: measured.predictions for model, measured in found.items()}
     if said["base"] is None or said["candidate"] is None:
         return outcome
-    before, after = (
-        macro_f1(truth, labels, classes, weights) for labels in (said["base"], said["candidate"])
-    )
-    return outcome.model_copy(
-        update={
-            "macro_f1": float(after[0]),
-            "macro_f1_gain": float(after[0] - before[0]),
-            "macro_f1_gain_interval": interval(after - before, rule.confidence),
-        }
-    )
+    update: dict[str, object] = {}
+    # Of one label a row micro-F1 is accuracy, which is there already.
+    for name, measure in {"macro_f1": macro_f1, **({"micro_f1": micro_f1} if several else {})}.items():
+        before, after = (
+            measure(truth, labels, classes, weights) for labels in (said["base"], said["candidate"])
+        )
+        update[name] = float(after[0])
+        update[f"{name}_gain"] = float(after[0] - before[0])
+        update[f"{name}_gain_interval"] = interval(after - before, rule.confidence)
+    return outcome.model_copy(update=update)
 
 
 def _champion(pin: reports.Pin, candidate: Model, section: Evaluate, paths: Paths) -> Model | None:

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from tasks.recipe import Validate
+from tasks.tables import has_label_lists
 
 CONTROL_CHARACTERS = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F]"
 # What the bytes 80–BF are in Windows-1252; closing quotation marks apart, which may well follow a capital.
@@ -30,6 +31,10 @@ MOJIBAKE = "|".join(
         f"ðŸ[{_ANY_TAIL}]{{2}}",  # emoji
     ]
 )
+
+
+UNKNOWN = "unknown_labels"
+"""The column, of rows with lists of labels, that counts those that are not declared."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ def one_table(tables: Mapping[str, pd.DataFrame], labels: Sequence[str]) -> pd.D
     parts = []
     for name, table in tables.items():
         part = table.assign(split=name)
-        if labels and "label" in table:
+        if has_label_lists(table):
+            lists = [[named.get(label, f"unknown label {label}") for label in row] for row in table["label"]]
+            part = part.assign(**_of_label_lists(lists, labels))
+        elif labels and "label" in table:
             part["label"] = [named.get(label, f"unknown label {label}") for label in table["label"].tolist()]
         parts.append(part)
     rows = pd.concat(parts, ignore_index=True)
@@ -79,14 +87,16 @@ def family_rules(task: str, section: Validate, labels: Sequence[str], rows: pd.D
         rules += _conversation_rules()
     if "same_texts" in rows and "score" not in rows:
         rules.append(Rule("expect_column_values_to_be_in_set", {"column": "same_texts", "value_set": [0]}))
+    several = UNKNOWN in rows
     if labels:
-        rules.append(
-            Rule("expect_column_values_to_be_in_set", {"column": "label", "value_set": list(labels)})
+        known = (
+            {"column": UNKNOWN, "value_set": [0]} if several else {"column": "label", "value_set": [*labels]}
         )
+        rules.append(Rule("expect_column_values_to_be_in_set", known))
     few = {"min_value": section.min_rows_per_class}
     for label in labels:
-        where = {"split": "train", "label": label}
-        rules.append(Rule("expect_table_row_count_to_be_between", few, where=where))
+        which = {_has(label): "yes"} if several else {"label": label}
+        rules.append(Rule("expect_table_row_count_to_be_between", few, where={"split": "train", **which}))
     if not labels:
         rules.append(Rule("expect_table_row_count_to_be_between", few, where={"split": "train"}))
     return rules
@@ -120,6 +130,20 @@ def _image_rules() -> list[Rule]:
         Rule("expect_column_values_to_be_in_set", {"column": "channels", "value_set": [1, 3, 4]}),
         Rule("expect_column_values_to_be_in_set", {"column": "constant", "value_set": [False]}),
     ]
+
+
+def _of_label_lists(lists: Sequence[Sequence[str]], labels: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the columns that say a row's labels: as one text, whether it has each, and how many are not declared."""
+    known = set(labels)
+    columns: dict[str, list[Any]] = {
+        "label": [" + ".join(row) for row in lists],
+        UNKNOWN: [sum(label not in known for label in row) for row in lists],
+    }
+    return columns | {_has(label): ["yes" if label in row else "no" for row in lists] for label in labels}
+
+
+def _has(label: str) -> str:
+    return f"has {label}"
 
 
 def _of_conversations(column: pd.Series) -> dict[str, list[Any]]:

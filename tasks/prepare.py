@@ -22,7 +22,7 @@ from tasks.paths import Paths
 from tasks.recipe import REPLAY, SPLITS, Benchmark, Data, Table
 from tasks.sources import base_folder, resolve_base
 from tasks.splits import first_by_hash, hash_positions, splits_fingerprint
-from tasks.tables import indexed, read_table, write_table
+from tasks.tables import has_label_lists, indexed, read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,7 @@ def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
     schema = reports.SplitSchema(
         task=task,
         labels=data.labels,
+        multi_label=data.multi_label,
         rows={name: len(rows) for name, rows in tables.items()},
         dropped=dropped,
         fingerprint=splits_fingerprint(files),
@@ -132,12 +133,18 @@ def _write_splits(task: str, data: Data, paths: Paths, folder: Path) -> None:
 def _read(
     name: str, table: Table, task: str, data: Data, paths: Paths
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    rows, dropped = read_table(table, paths.raw, data.labels, task)
+    rows, dropped = read_table(table, paths.raw, data.labels, task, data.multi_label)
     if table.group is None and table.id is None and name != "train":
         # Row 5 of this file and row 5 of the training file have nothing in common.
         rows["group"] = f"{name}:" + rows["group"]
     chosen = first_by_hash(rows, table.max_rows, data.seed)
     return chosen, dropped | ({"beyond max_rows": len(rows) - len(chosen)} if len(chosen) < len(rows) else {})
+
+
+def _rows_with(label: str, rows: pd.DataFrame) -> int:
+    if has_label_lists(rows):
+        return sum(label in row for row in rows["label"])
+    return int((rows["label"] == label).sum())
 
 
 def _refuse_thin_splits(tables: Mapping[str, pd.DataFrame], data: Data) -> None:
@@ -147,7 +154,9 @@ def _refuse_thin_splits(tables: Mapping[str, pd.DataFrame], data: Data) -> None:
             problems.append(f"{name}: {len(rows)} row(s), at least {MIN_ROWS_A_CLASS} are needed")
             continue
         for label in data.labels if name != REPLAY else []:
-            count = int((rows["label"] == label).sum())
+            count = _rows_with(label, rows)
+            if data.multi_label and len(rows) - count < MIN_ROWS_A_CLASS:
+                problems.append(f"{name}: all but {len(rows) - count} row(s) have the label {label!r}")
             if count < MIN_ROWS_A_CLASS:
                 problems.append(
                     f"{name}: label {label!r} has {count} row(s), at least {MIN_ROWS_A_CLASS} are needed"

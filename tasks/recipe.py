@@ -68,7 +68,9 @@ class Table(Section):
     text: str = "text"
     """Column that holds the text (of a pair: its first text)."""
     label: str = "label"
-    """Column that holds the label, where the task has labels."""
+    """Column that holds the label, where the task has labels; with `data.multi_label` a list of them."""
+    label_separator: str | None = Field(default=None, min_length=1)
+    """With `data.multi_label`, where rows hold no lists (CSV and TSV): what stands between the labels of a row."""
     messages: str | None = None
     """Causal LM: column that holds a conversation, a list of {role, content}; without it rows are plain text."""
     prompt: str | None = None
@@ -132,6 +134,8 @@ class Data(Section):
     """The rows that are split into train, validation and test."""
     labels: list[str] = Field(default_factory=list)
     """The declared label set, in order; any other label is an error. Empty where rows have no labels."""
+    multi_label: bool = False
+    """Text classification: a row has any number of the labels, none of them too."""
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     """Share of the groups that selects (checkpoint, α)."""
     test_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
@@ -414,7 +418,10 @@ class Finetune(Section):
     window_overlap: int = Field(default=0, ge=0)
     """Text classification: read longer texts in windows that share so many tokens, logits averaged; 0 truncates."""
     class_weights: Literal["none", "balanced"] = "none"
-    """Classification: `balanced` makes every class count the same in the loss."""
+    """Classification: `balanced` makes every class count the same in the loss (with `data.multi_label`: the rows that
+    have a label as much as those that have it not)."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """With `data.multi_label`: the probability from which a row is given a label."""
     loss: Literal["multiple-negatives", "supervised-contrastive", "triplet", "cosine"] | None = None
     """Sentence embedding: the contrastive loss."""
     temperature: Positive = 0.05
@@ -631,12 +638,26 @@ BENCHMARKS = {
 }
 
 
-def _data_problems(recipe: Recipe) -> list[str]:
+def _label_problems(recipe: Recipe) -> list[str]:
     data, task, problems = recipe.data, recipe.task, []
     if task in LABELLED and not data.labels:
         problems.append(f"data.labels: a {task} recipe declares its labels")
     if task == "causal-lm" and data.labels:
         problems.append("data.labels: the rows of a causal-lm recipe have no labels")
+    if data.multi_label and task != "text-classification":
+        problems.append("data.multi_label: only text-classification gives a row several labels")
+    for table in (data.train, data.test, data.replay, *data.targets.values()):
+        if table is not None and data.multi_label and table.sign_of:
+            problems.append(
+                f"{table.file}: sign_of makes one label, and data.multi_label says there are several"
+            )
+        if table is not None and table.label_separator and not data.multi_label:
+            problems.append(f"{table.file}: label_separator is read only where data.multi_label is true")
+    return problems
+
+
+def _data_problems(recipe: Recipe) -> list[str]:
+    data, task, problems = recipe.data, recipe.task, _label_problems(recipe)
     tables = {"train": data.train, "test": data.test, "replay": data.replay, **data.targets}
     for name, table in tables.items():
         if table is None:
@@ -668,6 +689,8 @@ def _finetune_problems(recipe: Recipe) -> list[str]:
         problems.append("finetune.window_overlap: only text-classification reads windows")
     if section.augment and task != "image-classification":
         problems.append("finetune.augment: only images are augmented")
+    if section.threshold != 0.5 and not recipe.data.multi_label:
+        problems.append("finetune.threshold: only where data.multi_label is true")
     if section.class_weights != "none" and task not in LABELLED:
         problems.append("finetune.class_weights: only classification weighs classes")
     if (section.replay_share or section.ewc) and recipe.data.replay is None:
@@ -713,7 +736,8 @@ def _benchmark_problems(recipe: Recipe) -> list[str]:
                 f"benchmarks.{name}.block_words: {benchmark.block_words} words are at least as many tokens, and "
                 f"evaluate.max_length reads {recipe.evaluate.max_length}: make smaller blocks"
             )
-        if isinstance(benchmark, FeatureBenchmark) and not (benchmark.labels or recipe.data.labels):
+        of_data = [] if recipe.data.multi_label else recipe.data.labels
+        if isinstance(benchmark, FeatureBenchmark) and not (benchmark.labels or of_data):
             problems.append(f"benchmarks.{name}.labels: there are none in data that could serve")
         if isinstance(benchmark, SimilarityBenchmark) and not (
             benchmark.table.positive and benchmark.table.score

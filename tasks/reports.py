@@ -67,6 +67,8 @@ class SplitSchema(Report):
 
     task: str
     labels: list[str]
+    multi_label: bool = False
+    """Whether `label` holds lists of indices."""
     rows: dict[str, int]
     """Rows by split: train, validation, test, and each target by name."""
     dropped: dict[str, dict[str, int]]
@@ -353,6 +355,12 @@ class TargetOutcome(Part):
     macro_f1_gain: float | None = None
     """Over where tuning started."""
     macro_f1_gain_interval: tuple[float, float] | None = None
+    """Two-sided, by paired bootstrap over groups."""
+    micro_f1: float | None = None
+    """Of the candidate, where a row has any number of labels: the F1 of all decisions together."""
+    micro_f1_gain: float | None = None
+    """Over where tuning started."""
+    micro_f1_gain_interval: tuple[float, float] | None = None
     """Two-sided, by paired bootstrap over groups."""
 
 

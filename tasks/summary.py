@@ -358,7 +358,7 @@ def _gains(targets: Sequence[TargetOutcome]) -> tuple[Row, ...]:
             "" if target.champion is None else score(target.metric, target.champion),
             change(target.metric, target.gain),
             f"{change(target.metric, low).removesuffix(' points')} … {change(target.metric, high)}",
-            "" if target.macro_f1 is None else f"{target.macro_f1:.3f}",
+            _f1(target),
         )
         level = "pass" if low > 0 else "fail" if high < 0 else ""
         drawing = charts.gain_chart(
@@ -366,6 +366,13 @@ def _gains(targets: Sequence[TargetOutcome]) -> tuple[Row, ...]:
         )
         rows.append(Row(cells, level, drawing))
     return tuple(rows)
+
+
+def _f1(target: TargetOutcome) -> str:
+    if target.macro_f1 is None:
+        return ""
+    micro = "" if target.micro_f1 is None else f" (micro {target.micro_f1:.3f})"
+    return f"{target.macro_f1:.3f}{micro}"
 
 
 def _suite(suite: SuiteVerdict) -> Row:
@@ -499,7 +506,8 @@ def _data_sentence(schema: SplitSchema) -> str:
         if len(schema.labels) <= 12
         else [*schema.labels[:10], f"{len(schema.labels) - 10} more"]
     )
-    named = f" Labels ({len(schema.labels)}): {', '.join(labels)}." if labels else ""
+    any_number = ", any number of them a row" if schema.multi_label else ""
+    named = f" Labels ({len(schema.labels)}{any_number}): {', '.join(labels)}." if labels else ""
     return f"Rows: {rows}.{left}{named}"
 
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tasks.errors import ConfigError, DataError
 from tasks.recipe import IMAGE_SUFFIXES, Table
@@ -29,14 +31,18 @@ ENCODING_MARKS = {  # that of UTF-32 begins with that of UTF-16
 
 
 def read_table(
-    table: Table, folder: Path, labels: list[str], task: str = "text-classification"
+    table: Table,
+    folder: Path,
+    labels: list[str],
+    task: str = "text-classification",
+    multi_label: bool = False,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Read `table` from `folder`.
 
     Returns:
-        A frame with the string columns id, text, group and, where there are `labels`, label, in file order; what the
-        task adds: `messages` (JSON), `positive`, `negative`, `score` (0…1) or `image` (the file's bytes). And how many
-        rows were dropped, by reason.
+        A frame with the string columns id, text, group and, where there are `labels`, label (with `multi_label` a list
+        of them, in their declared order), in file order; what the task adds: `messages` (JSON), `positive`,
+        `negative`, `score` (0…1) or `image` (the file's bytes). And how many rows were dropped, by reason.
 
     Raises:
         DataError: the file or its rows cannot be used; every problem is listed, with line numbers.
@@ -63,7 +69,7 @@ def read_table(
     frame = _contents(table, frame, folder, problems)
     if "id" not in frame:
         frame["id"] = frame["line"]
-    for role in ("id", "group", "label"):
+    for role in ("id", "group", *(() if multi_label else ("label",))):
         if role in frame:
             frame[role] = frame[role].astype("string")
     frame["group"] = _groups(table, frame, problems)
@@ -73,7 +79,9 @@ def read_table(
         frame["id"].duplicated(keep=False) | _blank(frame["id"]),
         "the id is missing or repeated",
     )
-    if labels:
+    if multi_label:
+        frame = _with_label_lists(table, frame, labels, problems)
+    elif labels:
         frame = _labelled(table, frame, labels, problems, dropped)
     if problems:
         raise DataError(f"{path} cannot be used:", problems)
@@ -204,8 +212,40 @@ def _labelled(
     return frame
 
 
+def _with_label_lists(
+    table: Table, frame: pd.DataFrame, labels: list[str], problems: list[str]
+) -> pd.DataFrame:
+    """Return the frame with each row's labels as a list in their declared order; a row may have none of them."""
+    found = [_label_list(value, table.label_separator) for value in frame["label"]]
+    unread = pd.Series([row is None for row in found], index=frame.index)
+    _report(problems, frame, unread, "the labels are no list of texts, nor a text (an empty list says: none)")
+    lists = [row or [] for row in found]
+    known = set(labels)
+    unknown = pd.Series([not known.issuperset(row) for row in lists], index=frame.index)
+    values = ", ".join(sorted({label for row in lists for label in row} - known)[:SHOWN])
+    what = f"a label is not declared ({values}); declared are {', '.join(labels)}"
+    _report(problems, frame, unknown, what)
+    repeated = pd.Series([len(set(row)) < len(row) for row in lists], index=frame.index)
+    _report(problems, frame, repeated, "a label is given twice")
+    place = {label: number for number, label in enumerate(labels)}
+    ordered = [sorted(row, key=lambda label: place.get(label, 0)) for row in lists]
+    return frame.assign(label=pd.Series(ordered, index=frame.index, dtype=object))
+
+
+def _label_list(value: object, separator: str | None) -> list[str] | None:
+    """Return the labels of one cell; a text is one label, or several between separators; None if it is neither."""
+    if isinstance(value, str):
+        parts = value.split(separator) if separator else [value]
+        return [part.strip() for part in parts if part.strip()]
+    items = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(items, list) or not all(isinstance(item, str) and item.strip() for item in items):
+        return None
+    return [item.strip() for item in items]
+
+
 def _types(frame: pd.DataFrame) -> dict[str, type]:
-    return {str(column): str for column in frame if column not in ("line", "score", "image")}
+    kept = {"line", "score", "image", *(["label"] if has_label_lists(frame) else [])}
+    return {str(column): str for column in frame if column not in kept}
 
 
 def _groups(table: Table, frame: pd.DataFrame, problems: list[str]) -> pd.Series:
@@ -386,11 +426,47 @@ def _read_columnar(table: Table, path: Path) -> pd.DataFrame:
 
 
 def indexed(rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Return rows in the canonical order of columns, labels as indices into the declared ones."""
+    """Return rows in the canonical order of columns, labels (or lists of them) as indices into the declared ones."""
     if labels:
         index = {label: number for number, label in enumerate(labels)}
-        rows = rows.assign(label=rows["label"].map(index).astype("int64"))
+        if has_label_lists(rows):
+            lists = [[index[label] for label in row] for row in rows["label"]]
+            rows = rows.assign(label=pd.Series(lists, index=rows.index, dtype=object))
+        else:
+            rows = rows.assign(label=rows["label"].map(index).astype("int64"))
     return rows[[column for column in COLUMNS if column in rows]]
+
+
+def has_label_lists(rows: pd.DataFrame) -> bool:
+    """Tell whether each row has a list of labels, rather than one."""
+    return "label" in rows and len(rows) > 0 and not isinstance(rows["label"].iloc[0], str | int | np.integer)
+
+
+def label_places(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return places of rows and labels of canonical rows, one pair for each label that a row has."""
+    lists = [np.atleast_1d(labels).astype(np.int64) for labels in rows["label"]]
+    owners = np.repeat(np.arange(len(lists)), [len(labels) for labels in lists])
+    return owners, np.concatenate([np.zeros(0, dtype=np.int64), *lists])
+
+
+def label_codes(rows: pd.DataFrame) -> NDArray[np.int64]:
+    """Return a number a row that equals another's when their labels do: a list of labels counts whole, `(rows,)`."""
+    if "label" not in rows:
+        return np.zeros(len(rows), dtype=np.int64)
+    if not has_label_lists(rows):
+        return rows["label"].to_numpy(np.int64, copy=True)
+    codes, _ = pd.factorize(
+        rows["label"].map(lambda labels: tuple(int(label) for label in labels)), sort=False
+    )
+    return codes.astype(np.int64)
+
+
+def indicators(rows: pd.DataFrame, classes: int) -> NDArray[np.int64]:
+    """Return which labels each row has, `(rows, classes)`, of canonical rows with lists of labels."""
+    found = np.zeros((len(rows), classes), dtype=np.int64)
+    for row, labels in enumerate(rows["label"]):
+        found[row, [int(label) for label in labels]] = 1
+    return found
 
 
 def write_table(rows: pd.DataFrame, path: Path) -> None:

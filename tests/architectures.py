@@ -56,6 +56,21 @@ ARCHITECTURES = {
         {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
         tokens,
     ),
+    "mamba2": Architecture(
+        "AutoModelForCausalLM",
+        "Mamba2Config",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "state_size": 4,
+            "num_heads": 4,
+            "head_dim": 8,
+            "n_groups": 1,
+            "chunk_size": 8,
+        },
+        tokens,
+    ),
     "resnet": Architecture(
         "AutoModelForImageClassification",
         "ResNetConfig",

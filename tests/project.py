@@ -186,9 +186,6 @@ def make_project(path: Path, *, stand_ins: bool = False, names: tuple[str, ...] 
         (path / "tasks").mkdir()
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(CHECKOUT / name, path / name)
-    pipeline = yaml.safe_load((path / "dvc.yaml").read_text())
-    pipeline["plots"] = [{"training loss": {"x": "step", "y": {f"data/{names[0]}/history.csv": ["loss"]}}}]
-    (path / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     shutil.copy(CHECKOUT / "tasks" / "versions.yaml", path / "tasks" / "versions.yaml")
     shutil.copytree(CHECKOUT / "infra", path / "infra")
     (path / "recipes").mkdir()

@@ -28,9 +28,13 @@ CASES = {
     "text-classification on bert": ("text-classification", "bert", {"method": "lp-ft"}),
     "text-classification on llama": ("text-classification", "llama", {"method": "lp-ft"}),
     "text-classification on mamba": ("text-classification", "mamba", {"method": "full"}),
+    "text-classification on mamba-2": ("text-classification", "mamba2", {"method": "full"}),
+    "several labels on bert": ("several", "bert", {"method": "lp-ft", "class_weights": "balanced"}),
+    "several labels on llama": ("several", "llama", {"method": "full"}),
     "causal-lm on llama": ("causal-lm", "llama", {}),
     "causal-lm on llama-untied": ("causal-lm", "llama-untied", {}),
     "causal-lm on mamba": ("causal-lm", "mamba", {}),
+    "causal-lm on mamba-2": ("causal-lm", "mamba2", {}),
     "chat on llama": ("chat", "llama", {}),
     "sentence-embedding on bert": ("sentence-embedding", "bert", {"loss": "supervised-contrastive"}),
     "pairs on bert": ("pairs", "bert", {"loss": "multiple-negatives"}),
@@ -45,6 +49,7 @@ CASES = {
     "image-classification on vit": ("image-classification", "vit", {"method": "lp-ft"}),
 }
 TASKS = {
+    "several": "text-classification",
     "chat": "causal-lm",
     "pairs": "sentence-embedding",
     "triplets": "sentence-embedding",
@@ -103,6 +108,9 @@ def rows(kind: str, count: int, seed: int = 0) -> pd.DataFrame:
         return table
     if kind == "image-classification":
         table["image"] = [picture(bool(one), generator) for one in label]
+    if kind == "several":  # the first label shows in the words, the second in the day; some rows have neither
+        lists = [[0] * int(one) + [1] * (n % 7 > 3) for n, one in enumerate(label)]
+        return table.assign(label=pd.Series(lists, dtype=object))
     return table.assign(label=label)
 
 
@@ -118,7 +126,7 @@ def picture(bright: bool, generator: np.random.Generator) -> bytes:
 
 def begun(kind: str, base: Path, **more: object) -> tuple[Model, Finetune]:
     section = Finetune.model_validate({**SECTION, **more})
-    labelled = kind in ("text-classification", "image-classification", "sentence-embedding")
+    labelled = kind in ("text-classification", "several", "image-classification", "sentence-embedding")
     labels = ["negative", "positive"] if labelled else []
     torch.manual_seed(section.seed)
     task = TASKS.get(kind, kind)
@@ -189,10 +197,10 @@ def _moves(start: Model, tuned: Model, held: pd.DataFrame) -> None:
         assert moved.task_kl > 0 == pytest.approx(still.task_kl, abs=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "llama", "mamba", "resnet", "convnext", "vit"])
+@pytest.mark.parametrize("architecture", ["bert", "llama", "mamba", "mamba2", "resnet", "convnext", "vit"])
 def test_a_base_embeds_each_content_by_itself(architecture: str, bases: Path) -> None:
     kind = "image-classification" if architecture in ("resnet", "convnext", "vit") else "text-classification"
-    task = "causal-lm" if architecture in ("llama", "mamba") else kind
+    task = "causal-lm" if architecture in ("llama", "mamba", "mamba2") else kind
     embedder = family(task).load_base(make_base(architecture, bases), "cpu")
     table = rows(kind, 6)
     contents = table["image" if "image" in table else "text"].tolist()

@@ -40,7 +40,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
 def declared(stage: str, paths: Paths) -> list[Path]:
     """Return the outputs of a stage, as dvc.yaml declares them."""
     described = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text())["stages"][stage]
-    names = [*described.get("outs", []), *described.get("metrics", [])]
+    entries = [entry for kind in ("outs", "metrics", "plots") for entry in described.get(kind, [])]
+    names = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
     return [paths.root / str(name).replace("${item.recipe}", "tiny") for name in names]
 
 

@@ -63,8 +63,9 @@ def test_dvc_paths_are_the_ones_that_paths_names() -> None:
     declared = {
         path
         for stage in PIPELINE.values()
-        for kind in ("deps", "outs", "metrics")
-        for path in stage.get(kind, [])
+        for kind in ("deps", "outs", "metrics", "plots")
+        for entry in stage.get(kind, [])
+        for path in ([entry] if isinstance(entry, str) else entry)
     }
     assert len(declared) >= 15
     unknown = declared - named - {"data/${item.recipe}/splits"}

@@ -21,8 +21,9 @@ FAKE = """
 import pathlib, sys, yaml
 stage, recipe = sys.argv[1:]
 pipeline = yaml.safe_load(open("dvc.yaml"))["stages"][stage]
-for kind in ("outs", "metrics"):
+for kind in ("outs", "metrics", "plots"):
     for out in pipeline.get(kind, []):
+        out = out if isinstance(out, str) else next(iter(out))
         path = pathlib.Path(out.replace("${item.recipe}", recipe))
         path.parent.mkdir(parents=True, exist_ok=True)
         name = "schema.json" if path.name == "splits" else "x"

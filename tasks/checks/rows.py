@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from tasks.measures import contamination, diversity, duplicates, images, truncat
 from tasks.paths import Paths
 from tasks.recipe import REPLAY, SPLITS
 from tasks.reports import Measure
+from tasks.tables import label_codes, label_places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,7 +219,7 @@ def conflicts(tables: dict[str, pd.DataFrame], names: Sequence[str]) -> Measure:
 
     rows = pd.concat([tables[split].assign(split=split) for split in SPLITS], ignore_index=True)
     forms = _forms(rows)
-    conflict = duplicates.conflicts(forms, rows["label"].tolist())
+    conflict = duplicates.conflicts(forms, label_codes(rows).tolist())
     first = sorted(np.flatnonzero(conflict).tolist(), key=lambda row: duplicates.normalise(forms[row]))
     return Measure(
         name="conflicting_label_share",
@@ -228,21 +229,25 @@ def conflicts(tables: dict[str, pd.DataFrame], names: Sequence[str]) -> Measure:
         remedy="Decide which label is right, or drop the text.",
         worst=[
             f"{rows['split'].iloc[row]} {row_name(rows, row)} "
-            f"[{names[rows['label'].iloc[row]]}]: {extract(rows, row)}"
+            f"[{_named(rows['label'].iloc[row], names)}]: {extract(rows, row)}"
             for row in first[: 2 * WORST]
         ],
     )
 
 
+def _named(label: Any, names: Sequence[str]) -> str:
+    return " + ".join(names[one] for one in np.atleast_1d(label).astype(int)) or "no label"
+
+
 def balance(train: pd.DataFrame, names: Sequence[str]) -> list[Measure]:
-    counts = diversity.class_counts(train["label"].tolist(), len(names))
+    counts = diversity.class_counts(label_places(train)[1].tolist(), len(names))
     listed = ", ".join(
         f"{name} {count}" for name, count in list(zip(names, counts.tolist(), strict=True))[:20]
     )
     return [
         Measure(
             name="minority_class_share",
-            value=int(counts.min()) / int(counts.sum()),
+            value=int(counts.min()) / len(train),
             meaning=f"Share of training rows of the rarest of {len(names)} labels ({listed}).",
             remedy=f"Collect rows labelled {names[int(counts.argmin())]}, or leave that label out.",
         ),

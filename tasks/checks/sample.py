@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.tables import has_label_lists, label_codes, label_places
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -31,6 +33,15 @@ class Sample:
     @property
     def labels(self) -> NDArray[np.int64]:
         return self.rows["label"].to_numpy(dtype=np.int64)
+
+    @property
+    def has_label_lists(self) -> bool:
+        return has_label_lists(self.rows)
+
+    @property
+    def label_places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and labels, one pair for each label that a row has."""
+        return label_places(self.rows)
 
 
 def enough(sample: Sample) -> bool:
@@ -62,7 +73,7 @@ def sampled(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
         hashlib.sha256(f"{seed}:{name}:{text}".encode("utf-8", "surrogatepass")).hexdigest()
         for name, text in named
     ]
-    label = table["label"].to_numpy() if "label" in table else np.zeros(len(table), dtype=np.int64)
+    label = label_codes(table)
     order = np.argsort(np.array(hashes), kind="stable")
     rank_in_class = np.empty(len(table))
     for value in np.unique(label):

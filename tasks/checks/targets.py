@@ -55,7 +55,7 @@ def expected_accuracy(train: Sample, target: Sample, probe: labels.ProbeOutcome 
     name = f"expected_accuracy_{target.name}"
     remedy = f"Label a few rows of {target.name} and measure; train on some of them."
     if probe is None or too_small(target):
-        return inconclusive(name, too_small(train) or too_small(target) or "", remedy)
+        return inconclusive(name, _unknown(train, target), remedy)
     scores = probe.scores_of(target.vectors)
     column = np.searchsorted(probe.classes, train.labels)
     found = harm.expected_accuracy(probe.scores, column, scores, train.groups, target.groups, seed)
@@ -70,6 +70,12 @@ def expected_accuracy(train: Sample, target: Sample, probe: labels.ProbeOutcome 
         remedy=remedy,
         worst=[f"{row_name(target.rows, row)}: {extract(target.rows, row)}" for row in unsure],
     )
+
+
+def _unknown(train: Sample, target: Sample) -> str:
+    """Return why what needs a probe cannot be estimated; empty where the probe had one label only."""
+    several = "Inconclusive: rows have any number of labels, and this is estimated for one label a row."
+    return too_small(train) or too_small(target) or (several if train.has_label_lists else "")
 
 
 def covered(train: Sample, target: Sample) -> Measure:
@@ -103,7 +109,7 @@ def label_shift(
         f"Label a few rows of {target.name}; weigh classes (finetune.class_weights), or train on its shares."
     )
     if probe is None or too_small(target):
-        return inconclusive(name, too_small(train) or too_small(target) or "", remedy)
+        return inconclusive(name, _unknown(train, target), remedy)
     named, there = probe.scores.argmax(axis=1), probe.scores_of(target.vectors).argmax(axis=1)
     column = np.searchsorted(probe.classes, train.labels)
     classes = len(probe.classes)

@@ -67,7 +67,8 @@ def variety_by_class(train: Sample, reference: Reference, names: Sequence[str], 
     name, remedy = "least_diverse_class", "Collect rows of this label on more subjects and in more wordings."
     if reference.problem:
         return inconclusive(name, reference.problem, remedy)
-    found = diversity.diversity_by_class(train.vectors, train.labels, reference.vectors, seed)
+    owners, given = train.label_places
+    found = diversity.diversity_by_class(train.vectors[owners], given, reference.vectors, seed)
     if not found:
         return inconclusive(
             name, "Inconclusive: no label has 30 sampled rows, and fewer say nothing.", remedy

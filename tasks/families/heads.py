@@ -18,6 +18,7 @@ from torch.nn import functional
 from tasks.errors import StageError
 from tasks.families import DESCRIPTION
 from tasks.families.interface import Measured
+from tasks.tables import has_label_lists, indicators
 
 HEAD, START_HEAD = "head.safetensors", "start_head.safetensors"
 
@@ -42,23 +43,48 @@ def load_head(folder: Path, weights: str, description: dict[str, Any]) -> nn.Lin
     return head
 
 
+Targets = NDArray[np.int64] | NDArray[np.float32]
+"""What rows should be told: label indices `(rows,)`, or indicators `(rows, classes)` where a row has any number."""
+
+
+def targets(table: pd.DataFrame, classes: int) -> Targets:
+    """Return the targets of rows: indices of one label a row, or indicators where the table has lists of labels."""
+    if not has_label_lists(table):
+        return class_indices(table)
+    return indicators(table, classes).astype(np.float32)
+
+
 def class_indices(table: pd.DataFrame) -> NDArray[np.int64]:
     """Return the label indices of single-label rows, `(rows,)`."""
     return table["label"].to_numpy(np.int64, copy=True)
 
 
-def class_weights(labels: NDArray[np.int64], classes: int, how: str) -> Tensor | None:
-    """Return a weight a class, `(classes,)`, or None: `balanced` makes every class count the same in total."""
+def class_weights(labels: Targets, classes: int, how: str) -> Tensor | None:
+    """Return a weight a class, `(classes,)`, or None: `balanced` makes every class count the same in total.
+
+    Of indicators it is that of the rows that have the label, so that they count as much as those that have it not.
+    """
     if how == "none":
         return None
+    if labels.ndim == 2:
+        have = np.maximum(labels.sum(axis=0), 1)
+        return torch.tensor((len(labels) - have) / have, dtype=torch.float32).clamp(min=1e-3)
     counts = np.bincount(labels, minlength=classes)
     return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
 
 
-def cross_entropy(logits: Tensor, labels: NDArray[np.int64], weights: Tensor | None) -> Tensor:
-    """Return the cross-entropy of logits `(rows, classes)`, summed over rows; `weights` has one a class."""
+def cross_entropy(logits: Tensor, labels: Targets, weights: Tensor | None) -> Tensor:
+    """Return the cross-entropy of logits `(rows, classes)`, summed over rows; `weights` has one a class.
+
+    Of indicators it is the binary one, a mean over classes.
+    """
     target = torch.from_numpy(labels).to(logits.device)
     weights = weights.to(logits.device) if weights is not None else None
+    if labels.ndim == 2:
+        each = functional.binary_cross_entropy_with_logits(
+            logits.float(), target, pos_weight=weights, reduction="none"
+        )
+        return each.mean(dim=1).sum()
     return functional.cross_entropy(logits.float(), target, weight=weights, reduction="sum")
 
 
@@ -85,6 +111,37 @@ def log_shares(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     scores -= scores.max(axis=1, keepdims=True)
     likelihood: NDArray[np.float64] = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
     return likelihood
+
+
+def measured_lists(logits: NDArray[np.float32], truth: NDArray[np.float32], threshold: float) -> Measured:
+    """Return binary cross-entropy and F1 of logits `(rows, classes)`, one a row; the predictions are indicators.
+
+    A row's F1 is 2·hits / (its labels + the labels given), and 1 where both are none: its mean is the example-based F1
+    of Godbole and Sarawagi 2004, which unlike micro-F1 is a mean of examples that can be compared in pairs.
+    """
+    scores = logits.astype(np.float64)
+    losses = np.logaddexp(0, scores) - scores * truth
+    said = said_of(logits, threshold)
+    either = truth.sum(axis=1) + said.sum(axis=1)
+    hits = 2 * (truth * said).sum(axis=1)
+    outcomes = np.divide(hits, either, out=np.ones(len(truth)), where=either > 0)
+    return Measured(losses.mean(axis=1), outcomes, said)
+
+
+def said_of(logits: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
+    """Return which labels are given, `(rows, classes)`: those whose probability reaches the threshold."""
+    return (logits >= np.log(threshold / (1 - threshold))).astype(np.int64)
+
+
+def label_lists(logits: NDArray[np.float32], labels: Sequence[str], threshold: float) -> list[dict[str, Any]]:
+    """Return for each row of logits the labels that reach the threshold, likeliest first, and every probability."""
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    answers = []
+    for row, said in zip(probabilities, said_of(logits, threshold), strict=True):
+        given = [int(place) for place in np.argsort(-row, kind="stable") if said[place]]
+        each = {str(label): float(share) for label, share in zip(labels, row, strict=True)}
+        answers.append({"labels": [str(labels[place]) for place in given], "probabilities": each})
+    return answers
 
 
 def shares(logits: NDArray[np.float32], labels: Sequence[str]) -> list[dict[str, Any]]:

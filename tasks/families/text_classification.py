@@ -1,6 +1,7 @@
 """text-classification: an encoder with mean pooling and a linear head; tuning starts from a linear probe.
 
 A text that is longer than `max_length` tokens is cut there, or read in overlapping windows whose logits are averaged.
+Where rows have lists of labels (`data.multi_label`), each label is a yes or no of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from tasks.families import heads, read_description
 from tasks.families.interface import Content, Examples, Measured, Model, write_weights
 from tasks.models import TOKENS_A_BATCH, Encoder, load_encoder
 from tasks.recipe import Finetune
+from tasks.tables import has_label_lists
 from tasks.training.batches import length_batches
-from tasks.training.probe import fit_probe, fresh_head
+from tasks.training.probe import fit_label_probes, fit_probe, fresh_head
 from tasks.training.retention import feature_distillation
 
 
@@ -30,7 +32,7 @@ class Windows:
     """The token lists of texts, one or more a text, and the labels."""
 
     tokens: list[list[list[int]]]
-    labels: NDArray[np.int64]
+    labels: heads.Targets
 
 
 @dataclass
@@ -39,6 +41,7 @@ class TextClassifier(Model):
 
     task: ClassVar[str] = "text-classification"
     metric: ClassVar[str] = "accuracy"
+    """Of a model that gives any number of labels: `example F1`."""
     start_means: ClassVar[str] = "the frozen base with a linear probe"
 
     encoder: Encoder
@@ -47,6 +50,8 @@ class TextClassifier(Model):
     max_length: int
     overlap: int = 0
     """Tokens that two windows of a long text share; 0 reads the first `max_length` tokens only."""
+    threshold: float | None = None
+    """Probability from which a label is given; None where every text has one label."""
     start_head: dict[str, Tensor] | None = None
     """The linear probe that tuning started from; kept beside the tuned head."""
     start_score: float = float("nan")
@@ -56,6 +61,8 @@ class TextClassifier(Model):
     def __post_init__(self) -> None:
         self.device, self.precision = self.encoder.device, self.encoder.precision
         self.backbone = self.encoder.backbone
+        if self.threshold is not None:
+            self.metric = "example F1"  # type: ignore[misc]
         self.head = self.head.to(self.device)
         self.network = nn.ModuleDict({"encoder": self.encoder.backbone, "head": self.head})
 
@@ -75,13 +82,21 @@ class TextClassifier(Model):
         encoder = load_encoder(base, device, section.precision)
         length = min(section.length, encoder.limit)
         fresh = fresh_head(encoder.dimensions, len(labels), section.seed)
-        model = cls(encoder, fresh, labels, length, section.window_overlap)
-        truth, checked = heads.class_indices(train), heads.class_indices(validation)
+        threshold = section.threshold if has_label_lists(train) else None
+        model = cls(encoder, fresh, labels, length, section.window_overlap, threshold)
+        targets = [heads.targets(table, len(labels)) for table in (train, validation)]
         features = [model._features(model.examples(table)) for table in (train, validation)]
-        model.start_head, model.start_score = fit_probe(features[0], truth, features[1], checked, len(labels))
+        if threshold is None:
+            model.start_head, model.start_score = fit_probe(
+                features[0], targets[0], features[1], targets[1], len(labels)
+            )
+        else:
+            model.start_head = fit_label_probes(features[0], targets[0], features[1], targets[1])
+            scores = features[1] @ model.start_head["weight"].numpy().T + model.start_head["bias"].numpy()
+            model.start_score = model._measured(scores, targets[1]).score
         if section.method != "full":
             model.head.load_state_dict(model.start_head)
-        model.class_weights = heads.class_weights(truth, len(labels), section.class_weights)
+        model.class_weights = heads.class_weights(targets[0], len(labels), section.class_weights)
         return model
 
     @classmethod
@@ -105,7 +120,7 @@ class TextClassifier(Model):
     def _with_head(cls, encoder: Encoder, folder: Path, weights: str) -> TextClassifier:
         said: dict[str, Any] = read_description(folder)
         head = heads.load_head(folder, weights, said)
-        return cls(encoder, head, said["labels"], said["max_length"], said["overlap"])
+        return cls(encoder, head, said["labels"], said["max_length"], said["overlap"], said.get("threshold"))
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -113,7 +128,11 @@ class TextClassifier(Model):
         """Tokenize rows with the columns `id`, `text` and (for the loss) `label`."""
         texts = table["text"].tolist()
         windows, cut = self._windows(texts)
-        labels = heads.class_indices(table) if "label" in table else np.zeros(len(table), dtype=np.int64)
+        labels = (
+            heads.targets(table, len(self.labels))
+            if "label" in table
+            else np.zeros(len(table), dtype=np.int64)
+        )
         lengths = np.array([sum(map(len, row)) for row in windows], dtype=np.int64)
         ids = table["id"].astype(str).tolist()
         return Examples(ids, lengths, np.ones(len(table)), Windows(windows, labels), cut)
@@ -137,12 +156,22 @@ class TextClassifier(Model):
     # --- measuring and using ------------------------------------------------------------------------------
 
     def measure(self, table: pd.DataFrame) -> Measured:
-        """Measure cross-entropy, and whether the most likely label is right."""
-        return heads.measured(self.logits(table["text"].tolist()), heads.class_indices(table))
+        """Measure cross-entropy, and whether the most likely label is right (of lists of labels: their F1)."""
+        return self._measured(self.logits(table["text"].tolist()), heads.targets(table, len(self.labels)))
+
+    def _measured(self, logits: NDArray[np.float32], truth: heads.Targets) -> Measured:
+        if self.threshold is None:
+            return heads.measured(logits, truth.astype(np.int64))
+        return heads.measured_lists(logits, truth.astype(np.float32), self.threshold)
 
     def divergence(self, base: Model, table: pd.DataFrame) -> float | None:
-        """Return KL(base ‖ model) of the labels of texts."""
+        """Return KL(base ‖ model) of the labels of texts (of lists of labels: of each yes or no, a mean over labels)."""
         before, after = (model.logits(table["text"].tolist()) for model in (base, self))  # type: ignore[attr-defined]
+        if self.threshold is not None:
+            before, after = (
+                np.stack([np.zeros_like(scores), scores], axis=-1).reshape(-1, 2)
+                for scores in (before, after)
+            )
         return heads.divergence(before, after)
 
     def encode(
@@ -164,7 +193,9 @@ class TextClassifier(Model):
             return self.head(torch.from_numpy(features).to(self.device)).float().cpu().numpy()
 
     def answer(self, contents: Sequence[Any]) -> list[dict[str, Any]]:
-        """Classify texts: label, probability and every label's probability."""
+        """Classify texts: the label and its probability, or the list of labels, and every label's probability."""
+        if self.threshold is not None:
+            return heads.label_lists(self.logits(contents), self.labels, self.threshold)
         return heads.shares(self.logits(contents), self.labels)
 
     # --- keeping ------------------------------------------------------------------------------------------
@@ -176,7 +207,9 @@ class TextClassifier(Model):
             write_weights(folder / heads.START_HEAD, self.start_head)
 
     def _description(self) -> dict[str, Any]:
-        return {"labels": list(self.labels), "max_length": self.max_length, "overlap": self.overlap}
+        threshold = {} if self.threshold is None else {"threshold": self.threshold}
+        read = {"max_length": self.max_length, "overlap": self.overlap}
+        return {"labels": list(self.labels), **read, **threshold}
 
     # --- windows ------------------------------------------------------------------------------------------
 

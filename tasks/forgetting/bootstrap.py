@@ -27,11 +27,34 @@ def group_weights(groups: Sequence[str], draws: int, seed: int) -> Weights:
 def macro_f1(
     truth: NDArray[np.int64], said: NDArray[np.int64], classes: int, weights: Weights
 ) -> NDArray[np.float64]:
-    """Return the unweighted mean of the classes' F1, `(draws + 1,)`; a class that is nowhere counts as 0."""
-    own, answered = np.eye(classes)[truth], np.eye(classes)[said]
-    hits = weights @ (own * answered)
-    either = weights @ own + weights @ answered
-    return np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0).mean(axis=1)
+    """Return the unweighted mean of the classes' F1, `(draws + 1,)`; a class that is nowhere counts as 0.
+
+    Labels are indices `(rows,)`, or indicators `(rows, classes)`.
+    """
+    hits, either = _hits(truth, said, classes, weights)
+    return _f1(hits, either).mean(axis=1)
+
+
+def micro_f1(
+    truth: NDArray[np.int64], said: NDArray[np.int64], classes: int, weights: Weights
+) -> NDArray[np.float64]:
+    """Return the F1 of all decisions of all classes together, `(draws + 1,)`."""
+    hits, either = _hits(truth, said, classes, weights)
+    return _f1(hits.sum(axis=1), either.sum(axis=1))
+
+
+def _hits(
+    truth: NDArray[np.int64], said: NDArray[np.int64], classes: int, weights: Weights
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return for each draw and class the labels given rightly, and those given plus those that are right."""
+    own, answered = (
+        labels.astype(np.float64) if labels.ndim == 2 else np.eye(classes)[labels] for labels in (truth, said)
+    )
+    return weights @ (own * answered), weights @ own + weights @ answered
+
+
+def _f1(hits: NDArray[np.float64], either: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0)
 
 
 def spearman_terms(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,8 +28,7 @@ def fit_probe(
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
-    if not (np.isfinite(train).all() and np.isfinite(validation).all()):
-        raise StageError("the base's sentence vectors are not all finite: are its weights whole? Try fp32.")
+    _refuse_not_finite(train, validation)
     mean, scale = train.mean(axis=0), _spread(train)
     best_loss, best = np.inf, None
     for strength in STRENGTHS:
@@ -56,6 +55,56 @@ def _spread(features: np.ndarray) -> np.ndarray:
     """Return each feature's deviation, `(dim,)`; infinite where it is but the rounding of fp32, which tells nothing."""
     spread = features.std(axis=0)
     return np.where(spread > ROUNDING * np.abs(features).max(axis=0), spread, np.inf)
+
+
+def fit_label_probes(
+    train: np.ndarray, indicators: np.ndarray, validation: np.ndarray, validation_indicators: np.ndarray
+) -> dict[str, Tensor]:
+    """Fit one yes-or-no probe for each label, on indicators `(rows, classes)`; one regularisation for all of them.
+
+    Returns:
+        The weights of an `nn.Linear` as `fit_probe` does. A label that all training rows have, or none, gets its
+        (smoothed) share, whatever the text.
+
+    Raises:
+        StageError: a feature is not finite.
+    """
+    _refuse_not_finite(train, validation)
+    mean, scale = train.mean(axis=0), _spread(train)
+    known, unseen = (train - mean) / scale, (validation - mean) / scale
+    found = []
+    for strength in STRENGTHS:
+        weight, bias = _label_probes(known, indicators, strength)
+        scores = unseen @ weight.T + bias
+        found.append((float((np.logaddexp(0, scores) - scores * validation_indicators).mean()), weight, bias))
+    _, weight, bias = min(found, key=lambda one: one[0])
+    weight = weight / scale
+    return {
+        "weight": torch.tensor(weight, dtype=torch.float32),
+        "bias": torch.tensor(bias - weight @ mean, dtype=torch.float32),
+    }
+
+
+def _label_probes(
+    features: np.ndarray, indicators: np.ndarray, strength: float
+) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.linear_model import LogisticRegression
+
+    rows, classes = indicators.shape
+    weight, bias = np.zeros((classes, features.shape[1])), np.zeros(classes)
+    for label in range(classes):
+        have = int(indicators[:, label].sum())
+        if 0 < have < rows:
+            model = LogisticRegression(C=strength, max_iter=2000).fit(features, indicators[:, label])
+            weight[label], bias[label] = model.coef_[0], model.intercept_[0]
+        else:
+            bias[label] = np.log((have + 0.5) / (rows - have + 0.5))
+    return weight, bias
+
+
+def _refuse_not_finite(*features: np.ndarray) -> None:
+    if not all(np.isfinite(part).all() for part in features):
+        raise StageError("the base's sentence vectors are not all finite: are its weights whole? Try fp32.")
 
 
 def fresh_head(dimensions: int, classes: int, seed: int) -> nn.Linear:
