@@ -34,7 +34,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def kept(path: Path, rows: int, measure: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays that are kept under `path`, `(rows,)` each; measure and keep them where there are none.
+    """Return the arrays that are kept under `path`, `(rows, …)` each; measure and keep them where there are none.
 
     A damaged file is measured again, with a warning.
     """
@@ -42,7 +42,7 @@ def kept(path: Path, rows: int, measure: Callable[[], Arrays]) -> Arrays:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-            if not found or any(values.shape != (rows,) for values in found.values()):
+            if not found or any(values.shape[:1] != (rows,) for values in found.values()):
                 raise ValueError(f"it does not hold {rows} rows")
             return found
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
