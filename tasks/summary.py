@@ -74,9 +74,10 @@ class Reports:
 
 
 SHARES = ("accuracy",)
+"""Metrics that are shares, and read best as percentages."""
 READ = "unsupervised_share"
 """The measure whose examples show what the model reads."""
-"""Metrics that are shares, and read best as percentages."""
+PATHS = {"wise-ft": "all weights alike (WiSE-FT)", "lines": "depth-scaled (LiNeS)"}
 METRICS = {"log_likelihood": "Log-likelihood a token (nats)", "mrr": "MRR"}
 KINDS: dict[str, type[Report]] = {
     "base": Base,
@@ -167,6 +168,8 @@ class Summary:
     confidence: float | None = None
     choice: str = ""
     choice_pictures: tuple[Picture, ...] = ()
+    tried: tuple[Row, ...] = ()
+    """Mixtures of base and tuned model that were measured on the selection halves."""
     training: str = ""
     training_pictures: tuple[Picture, ...] = ()
     data: tuple[Row, ...] = ()
@@ -212,7 +215,7 @@ def summarize(
         title=title,
         outcome=outcome,
         sentence=_sentence(reports, outcome),
-        notes=(*notes, *outdated),
+        notes=(*notes, *outdated, *_notes(decision)),
         reasons=_reasons(reports),
         advice=tuple(decision.advice) if decision else (),
         figures=_figures(reports),
@@ -222,6 +225,7 @@ def summarize(
         confidence=decision.confidence if decision else None,
         choice=_choice(reports.merge) if reports.merge else "",
         choice_pictures=_choice_pictures(reports),
+        tried=_tried(reports.merge) if reports.merge else (),
         training=_training(reports.finetune) if reports.finetune else "",
         training_pictures=_training_pictures(reports.history) if reports.finetune else (),
         data=_data(reports.gate) if reports.gate else (),
@@ -411,6 +415,39 @@ def _choice(merge: MergeReport) -> str:
     return f"{way}{gain}: the most gain that the forgetting budget allows."
 
 
+def _notes(decision: DecideReport | None) -> Iterator[str]:
+    """Yield what the verdict rests on beside its figures."""
+    if decision and decision.attempts:
+        yield decision.attempts
+    if decision and decision.rebase:
+        yield f"A new ledger begins here: {decision.ledger_reason}."
+
+
+def _tried(merge: MergeReport) -> tuple[Row, ...]:
+    """Return a row for each mixture: path, α, what it gains, the losses on the selection halves, and whether it fits."""
+    rows = []
+    for outcome in merge.outcomes:
+        losses = "; ".join(
+            f"{suite.name} {suite.base:.3f} → {suite.candidate:.3f} ({signed(-suite.loss)})"
+            for suite in outcome.suites
+        )
+        fits = (
+            "fits"
+            if outcome.within_budget
+            else f"too much lost, or too unsure: {_listed(outcome.blocked_by)}"
+        )
+        chosen = (outcome.path, outcome.alpha) == (merge.path, merge.alpha)
+        cells = (
+            PATHS.get(outcome.path, outcome.path),
+            f"{outcome.alpha:g}",
+            change(merge.metric, outcome.gain),
+            losses,
+            "chosen" if chosen else fits,
+        )
+        rows.append(Row(cells, "pass" if chosen else "" if outcome.within_budget else "fail"))
+    return tuple(rows)
+
+
 def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
     merge = reports.merge
     if not merge or len(merge.outcomes) < 2:
@@ -598,12 +635,12 @@ def _metric(name: str) -> str:
 
 def signed(change: float) -> str:
     """Write a change with its sign: −0.006."""
-    return f"{change:+.3f}".replace("-", "−")
+    return f"{round(change, 3) + 0.0:+.3f}".replace("-", "−")
 
 
 def signed_points(change: float) -> str:
     """Write a change of a share in percentage points: +9.7 points."""
-    return f"{100 * change:+.1f} points".replace("-", "−")
+    return f"{round(100 * change, 1) + 0.0:+.1f} points".replace("-", "−")
 
 
 def _words(name: str) -> str:

@@ -44,7 +44,7 @@ def _merge(harm: float, chosen: float) -> r.MergeReport:
             gain=0.1 * math.sin(step / 7),
             suites=_suites(step / 10, harm),
             within_budget=harm * (step / 10) ** 2 < 0.03,
-            blocked_by=[],
+            blocked_by=["constitution", "conversations"] if harm * (step / 10) ** 2 >= 0.03 else [],
         )
         for step in range(11)
     ]
@@ -287,6 +287,21 @@ def test_a_refusal_shows_reasons_advice_and_flips() -> None:
         assert "Lower finetune.learning_rate to 1e-4" in text
         assert "What the tuned model lost most" in text
         assert "a17" in text
+        assert "too much lost, or too unsure: constitution and conversations" in text
+
+
+def test_attempts_and_a_new_ledger_are_said_first() -> None:
+    reports = run_reports("pass")
+    assert reports.decision is not None
+    decision = reports.decision.model_copy(
+        update={"attempts": "Attempt 3 on these halves.", "rebase": "why", "ledger_reason": "the base moved"}
+    )
+    summary = summarize(dataclasses.replace(reports, decision=decision), "sentiment")
+    assert summary.notes == (
+        "Attempt 3 on these halves.",
+        "A new ledger begins here: the base moved.",
+    )
+    assert "Attempt 3" in as_markdown(summary)
 
 
 def test_text_from_data_is_never_markup() -> None:

@@ -43,12 +43,16 @@ def drawn_from(population: Callable[[float], Draws], group: int = 1) -> Callable
 
     def candidate(loss: float) -> Draw:
         everyone = population(loss)
-        everyone = everyone - (everyone.mean() - loss) * (not _binary(everyone))
+        binary = _binary(everyone)
+        everyone = everyone - (everyone.mean() - loss) * (not binary)
 
         def draw(rng: np.random.Generator, size: int) -> PairedLoss:
             groups = max(size // group, 1)
-            values = np.repeat(rng.choice(everyone, groups), group)
-            return _paired(values, np.arange(len(values)) // group, _binary(everyone))
+            drawn = rng.choice(everyone, groups)
+            if group == 1:
+                return _independent(drawn, binary)
+            values = np.repeat(drawn, group)
+            return _paired(values, np.arange(len(values)) // group, binary)
 
         return draw
 
@@ -84,13 +88,18 @@ def similarities(loss: float) -> Draw:
             for r, noise in zip((base, candidate), own, strict=True)
         ]
         before, after = (spearman_terms(cosines, truth) for cosines in said)
-        return paired_loss(before, after, [str(row) for row in range(size)])
+        return _independent(before - after, False)
 
     return draw
 
 
 def _binary(values: Draws) -> bool:
     return bool(np.isin(values, (-1, 0, 1)).all())
+
+
+def _independent(values: Draws, binary: bool) -> PairedLoss:
+    """Pair examples that are a group each: what `paired_loss` would return, without naming them."""
+    return PairedLoss(values, values, np.ones(len(values)), binary)
 
 
 def _paired(values: Draws, place: NDArray[np.int64], binary: bool) -> PairedLoss:
