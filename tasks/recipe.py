@@ -7,6 +7,7 @@ is its documentation everywhere: here, in `retain init`, and in the form of the 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -616,7 +617,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit_the_task(self) -> Recipe:
         problems = [*_data_problems(self), *_finetune_problems(self), *_benchmark_problems(self)]
-        if problems := [*problems, *_tune_problems(self)]:
+        if problems := [*problems, *_budget_problems(self), *_tune_problems(self)]:
             raise ValueError("; ".join(problems))
         return self
 
@@ -748,6 +749,40 @@ def _benchmark_problems(recipe: Recipe) -> list[str]:
         ):
             problems.append(f"benchmarks.{name}.table.image: given for image-classification, and only there")
     return problems
+
+
+def _budget_problems(recipe: Recipe) -> list[str]:
+    """Refuse a margin that its benchmark cannot show to be kept, however good the model, where its size is declared."""
+    problems = []
+    for name, suite in recipe.budget.items():
+        benchmark = recipe.benchmarks.get(name)
+        most = _most_examples(benchmark) if benchmark else None
+        if suite.margin is None or most is None:
+            continue
+        from tasks.forgetting.rule import (
+            fewest_examples,
+            smallest_margin,
+        )  # scipy: only where there is a size
+
+        parts = 3 if isinstance(benchmark, FeatureBenchmark) else 2
+        fewest, report = fewest_examples(suite.margin, recipe.decide.confidence), most // parts
+        if report < fewest:
+            carried = math.ceil(smallest_margin(max(report, 1), recipe.decide.confidence) * 1000) / 1000
+            problems.append(
+                f"budget.{name}.margin: {most} examples leave about {report} for the report, and that a margin of "
+                f"{suite.margin:g} was kept can be shown from {fewest} on: take about {fewest * parts} examples, a "
+                f"margin of {carried:g} or more, or `informative: true`"
+            )
+    return problems
+
+
+def _most_examples(benchmark: Benchmark) -> int | None:
+    """Return how many examples a benchmark has at most, where its recipe says so."""
+    if isinstance(benchmark, PerplexityBenchmark):
+        return benchmark.max_blocks
+    if isinstance(benchmark, ChoiceBenchmark | LastWordBenchmark | HarnessBenchmark):
+        return benchmark.max_examples
+    return None if isinstance(benchmark, RetrievalBenchmark) else benchmark.table.max_rows
 
 
 def recipe_path(root: Path, name: str) -> Path:

@@ -97,3 +97,19 @@ def test_contradictions(tmp_path: Path, document: dict[str, Any], expected: str)
 def test_a_stage_is_handed_one_field_when_it_asks_for_one() -> None:
     recipe = load_recipe(ROOT / "recipes/sentiment.yaml")
     assert recipe.sections(("register.name",)) == {"register.name": "sentiment"}
+
+
+def test_a_margin_that_its_declared_size_cannot_show_is_refused_at_load(tmp_path: Path) -> None:
+    probe = {"kind": "probe", "table": {"file": "tweets.csv", "max_rows": 150}}
+    benchmarks = {**SENTIMENT["benchmarks"], "small": probe}
+    budget = {**SENTIMENT["budget"], "small": {"margin": 0.03}}
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, changed() | {"benchmarks": benchmarks, "budget": budget}))
+    message = str(caught.value)
+    assert "budget.small.margin: 150 examples leave about 50 for the report" in message
+    assert "from 100 on: take about 300 examples" in message
+    carried = float(message.partition("a margin of ")[2].partition("a margin of ")[2].split()[0])
+    for loose in ({"margin": carried}, {"informative": True}):
+        load_recipe(
+            write(tmp_path, changed() | {"benchmarks": benchmarks, "budget": budget | {"small": loose}})
+        )
