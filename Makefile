@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check vision-bases bench-floors
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check bench-eval vision-bases bench-floors
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -81,6 +81,9 @@ bench-check: .venv/.installed  ## What the measures cost at a million rows: time
 
 bench-floors: .venv/.installed  ## What a linear model on words or pixels reaches on the recipes' test sets, in $$RETAIN_DATA
 	$(BIN)/python -m tests.bench.bench_floors
+
+bench-eval: .venv/.test  ## Likelihood benchmarks beside lm-evaluation-harness's own model: the same results, and how fast
+	$(BIN)/python -m tests.bench.bench_eval
 
 vision-bases: .venv/.installed  ## Pretrain a small ResNet and a small ViT on CIFAR-10 images in $$RETAIN_DATA, for medical-imaging
 	@test -d "$(RETAIN_DATA)/cifar10_small" || \

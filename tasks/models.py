@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,9 @@ class Encoder(Embedder):
         found: list[list[int]] = encoded["input_ids"]
         return found
 
-    def masked_log_likelihoods(self, texts: Sequence[str], *, max_length: int) -> NDArray[np.float64]:
+    def masked_log_likelihoods(
+        self, texts: Sequence[str], *, max_length: int, progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float64]:
         """Return the mean log-likelihood of each text's tokens behind masks, in nats a token, `(texts,)`.
 
         Raises:
@@ -123,7 +125,7 @@ class Encoder(Embedder):
             )
         with torch.inference_mode(), self.autocast():
             return original_heads.masked_log_likelihoods(
-                original, self.tokenizer, tokens, self.device, original.config.vocab_size
+                original, self.tokenizer, tokens, self.device, progress
             )
 
     def original_logits(self, contents: Sequence[Content], *, max_length: int = 128) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,17 @@ def head_kind(folder: Path) -> str | None:
 
 
 def masked_log_likelihoods(
-    model: Any, tokenizer: Any, tokens: Sequence[Sequence[int]], device: str, vocabulary: int
+    model: Any,
+    tokenizer: Any,
+    tokens: Sequence[Sequence[int]],
+    device: str,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Return the mean log-likelihood of each text's tokens behind masks, in nats a token, `(texts,)`.
 
     Every token but the special ones is masked once, in one of seven passes that a hash of the text deals out; so all
-    models see the same masks. Source: Salazar et al. 2020, Masked language model scoring, with several masks a pass.
+    models see the same masks. `progress` is told how many passes over texts are done, of how many. Source: Salazar et
+    al. 2020, Masked language model scoring, with several masks a pass.
 
     Raises:
         DataError: the tokenizer has no mask token, or a text has no token to be masked.
@@ -58,13 +63,15 @@ def masked_log_likelihoods(
     sums, counts = np.zeros(len(tokens)), np.zeros(len(tokens))
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place][0]))
     while order:
-        most = max(LOGITS_AT_ONCE // vocabulary // len(rows[order[0]][0]), 1)
+        most = max(LOGITS_AT_ONCE // model.config.vocab_size // len(rows[order[0]][0]), 1)
         batch, order = order[:most], order[most:]
         for place, total in zip(
             batch, _behind_masks(model, [rows[p] for p in batch], tokenizer, device), strict=True
         ):
             sums[owners[place]] += total
             counts[owners[place]] += len(rows[place][1])
+        if progress:
+            progress(len(rows) - len(order), len(rows))
     if (counts == 0).any():
         raise DataError(f"{int((counts == 0).sum())} texts have no token to be masked.")
     means: NDArray[np.float64] = sums / counts

@@ -144,6 +144,8 @@ def test_every_family_trains_saves_mixes_and_measures(case: str, bases: Path, tm
     base = make_base(architecture, bases)
     model, section = begun(kind, base, **more)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    statistics = [name for name, _ in model.network.named_buffers() if "running" in name]
+    assert bool(statistics) == (architecture == "resnet")
     untrained = model.measure(rows(kind, 48)).loss
     original = rows(kind, 10, 3) if section.replay_share else None
     trained = train_model(model, section, rows(kind, 48), rows(kind, 16, 1), tmp_path / "scratch", original)
@@ -151,6 +153,10 @@ def test_every_family_trains_saves_mixes_and_measures(case: str, bases: Path, tm
     after = model.network.state_dict()
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], value) for name, value in after.items())
+    for name in statistics:
+        assert torch.equal(before[name], after[name]), (
+            "BatchNorm's statistics stay: mixtures need none of their own"
+        )
     if (
         section.loss is None
         and not section.replay_share

@@ -204,7 +204,7 @@ def _original_head(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
 
 def _behind_masks(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
     found: NDArray[np.float64] = _encoder(subject).masked_log_likelihoods(
-        suite.examples["text"].tolist(), max_length=subject.max_length
+        suite.examples["text"].tolist(), max_length=subject.max_length, progress=_Progress(suite.name)
     )
     return found
 
