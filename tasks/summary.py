@@ -78,7 +78,11 @@ SHARES = ("accuracy",)
 READ = "unsupervised_share"
 """The measure whose examples show what the model reads."""
 PATHS = {"wise-ft": "all weights alike (WiSE-FT)", "lines": "depth-scaled (LiNeS)"}
-METRICS = {"log_likelihood": "Log-likelihood a token (nats)", "mrr": "MRR"}
+METRICS = {
+    "log_likelihood": "Log-likelihood a token (nats)",
+    "mrr": "MRR",
+    "example F1": "F1 of a row's labels",
+}
 KINDS: dict[str, type[Report]] = {
     "base": Base,
     "schema": SplitSchema,
@@ -163,6 +167,8 @@ class Summary:
     figures: tuple[tuple[str, str, str], ...] = ()
     """Key figures: label, value, detail."""
     gains: tuple[Row, ...] = ()
+    gains_sentence: str = ""
+    """What before and after are, in words."""
     champion: int | None = None
     suites: tuple[Row, ...] = ()
     confidence: float | None = None
@@ -220,6 +226,7 @@ def summarize(
         advice=tuple(decision.advice) if decision else (),
         figures=_figures(reports),
         gains=_gains(evaluate.targets) if evaluate else (),
+        gains_sentence=_gains_sentence(evaluate) if evaluate else "",
         champion=evaluate.champion if evaluate else None,
         suites=tuple(_suite(suite) for suite in decision.suites) if decision else (),
         confidence=decision.confidence if decision else None,
@@ -370,6 +377,14 @@ def _gains(targets: Sequence[TargetOutcome]) -> tuple[Row, ...]:
         )
         rows.append(Row(cells, level, drawing))
     return tuple(rows)
+
+
+def _gains_sentence(evaluate: EvaluateReport) -> str:
+    metric = _metric(evaluate.targets[0].metric) if evaluate.targets else "The task's metric"
+    return (
+        f"{metric}: before (ring) is {evaluate.start}, after (dot) the chosen model. The band is where after may "
+        "plausibly lie."
+    )
 
 
 def _f1(target: TargetOutcome) -> str:

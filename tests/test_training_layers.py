@@ -197,7 +197,7 @@ def by_depth(model: torch.nn.Module) -> dict[int, set[str]]:
         ("llama", ["model.layers.0", "model.layers.1"], {"model.embed_tokens"}, {"model.norm"}),
         ("llama-untied", ["model.layers.0", "model.layers.1"], {"model.embed_tokens"}, {"model.norm", "lm_head"}),
         ("mamba", ["backbone.layers.0", "backbone.layers.1"], {"backbone.embeddings"}, {"backbone.norm_f"}),
-        ("mamba2", ["backbone.layers.0", "backbone.layers.1"], {"backbone.embeddings"}, {"backbone.norm_f"}),
+        ("mamba2", ["backbone.layers.0", "backbone.layers.1"], {"backbone.embeddings"}, {"backbone.norm_f", "lm_head"}),
         ("resnet", [f"resnet.encoder.stages.{n}" for n in ("0.layers.0", "0.layers.1", "1.layers.0", "2.layers.0",
                     "2.layers.1")], {"resnet.embedder"}, {"classifier"}),
         ("resnet-bottleneck", [f"resnet.encoder.stages.{n}.layers.0" for n in range(2)], {"resnet.embedder"},
