@@ -1,6 +1,7 @@
 """`retain clean`: what runs leave behind, listed with its size first, and removed when it is old enough.
 
-Results are never touched: what DVC holds is `dvc gc`'s, and of the registry only files go that no version names.
+Results are never touched: what DVC holds is `dvc gc`'s, and of the registry only files go that no version names. Nor are
+the weights of a first base that a release or a recipe is measured from: they may be had nowhere else any more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tasks.errors import ConfigError
 from tasks.paths import registry_root, store
 from tasks.registry import open_registry
 from tasks.registry.protocol import GRACE_SECONDS
+from tasks.reports import Base, FirstBase, read_report
 
 Kind = Literal["workspace", "checkpoint", "experiment", "store", "release file"]
 DAY_SECONDS = 86400.0
@@ -42,7 +44,12 @@ def leftovers(
     root: Path, older_than_days: float, *, with_store: bool = False, with_registry: bool = False
 ) -> list[Leftover]:
     """Return what has not changed for so many days, and is not in use by a run of this checkout."""
-    found = [*_workspaces(root), *_checkpoints(root), *_experiments(root), *(_store() if with_store else ())]
+    found = [
+        *_workspaces(root),
+        *_checkpoints(root),
+        *_experiments(root),
+        *(_store(root) if with_store else ()),
+    ]
     found += _release_files(root, older_than_days) if with_registry else ()
     return [item for item in found if item.days >= older_than_days]
 
@@ -79,10 +86,25 @@ def _checkpoints(root: Path) -> Iterator[Leftover]:
             yield _folder("checkpoint", folder.name, folder)
 
 
-def _store() -> Iterator[Leftover]:
+def _store(root: Path) -> Iterator[Leftover]:
+    first = set(_first_bases(root))
     for part in FETCHED:
         for folder in _folders(store() / part):
-            yield _folder("store", f"{part}/{folder.name}", folder)
+            if part != "bases" or folder.name not in first:
+                yield _folder("store", f"{part}/{folder.name}", folder)
+
+
+def _first_bases(root: Path) -> Iterator[str]:
+    """Yield the fingerprints of the bases that forgetting is measured from, by releases and by recipes run here."""
+    registry = open_registry(registry_root(root))
+    for name in registry.names():
+        for version in registry.versions(name):
+            first = registry.resolve(name, version).lineage.get("first_base")
+            if first is not None:
+                yield FirstBase.model_validate(first).fingerprint
+    for checkout in (root, *_folders(workspaces(root))):
+        for path in checkout.glob("data/*/base.json"):
+            yield read_report(path, Base).first_base.fingerprint
 
 
 def _release_files(root: Path, older_than_days: float) -> Iterator[Leftover]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flows import cli
@@ -129,3 +130,31 @@ def test_files_that_no_version_names_go_after_the_grace_period(project: Project)
     assert [item.name for item in found] == [f"blobs/sha256/ab/{digest}"]
     remove(project.root, found)
     assert not blob.exists()
+
+
+def test_the_weights_that_forgetting_is_measured_from_are_never_garbage(
+    project: Project, tmp_path: Path
+) -> None:
+    from safetensors.numpy import save_file
+
+    from tasks import reports
+    from tasks.paths import registry_root
+    from tasks.registry import open_registry
+
+    model = tmp_path / "model"
+    model.mkdir()
+    save_file({"weight": np.zeros(2)}, model / "model.safetensors")
+    for name in ("first-of-release", "first-of-recipe"):
+        (store() / "bases" / name).mkdir()
+        (store() / "bases" / name / "file").write_bytes(b"x")
+    age(store(), 20)
+    lineage = {"first_base": {"source": "path:gone", "fingerprint": "first-of-release"}}
+    open_registry(registry_root(project.root)).publish(
+        "tiny", model, metrics={}, lineage=lineage, reports={}, run_id="r"
+    )
+    first = reports.FirstBase(source="path:gone", fingerprint="first-of-recipe")
+    base = reports.Base(
+        source="s", resolved="s", fingerprint="f", files=[], architecture="bert", first_base=first
+    )
+    reports.write_report(Paths(project.root, "tiny").base, base)
+    assert [name for kind, name in names(project, with_store=True) if kind == "store"] == ["bases/def"]
