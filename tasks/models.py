@@ -6,11 +6,12 @@ Weights are safetensors only, never pickle.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tasks import original_heads
 from tasks.errors import DataError, StageError
 from tasks.families.interface import Content, Embedder
 from tasks.training.batches import length_batches
+from tasks.training.packing import Packing, Rows, find_packing, mean_of_rows, packed_attention_in
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Encoder(Embedder):
     precision: str = "fp32"
     original: Any = None
     """The base with the head that it was published with, around the same backbone; None where it has none."""
+    packing: Packing | None = field(default=None, init=False)
+    """How rows are read packed, while the backbone trains within `packed`; None pads them."""
 
     def encode(
         self, contents: Sequence[Content], *, max_length: int = 128, normalise: bool = True
@@ -85,10 +89,40 @@ class Encoder(Embedder):
 
     def pool(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Return the mean of the last hidden states over each row's tokens: `(rows, dim)`."""
+        if self.packs:
+            return mean_of_rows(*self.read_packed(tokens))
         batch = self.collate(tokens)
         hidden = self.backbone(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are read packed now."""
+        return self.packing is not None and bool(self.backbone.training)
+
+    def read_packed(self, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Rows]:
+        """Return the last hidden states of rows, one after the other, `(tokens, dim)`, and where each ends."""
+        if self.packing is None:
+            raise StageError("rows are read packed within `packed` only")
+        return self.packing.read(self.backbone, tokens)
+
+    def find_packing(self) -> Packing | None:
+        """Try whether the backbone can read packs; None where it cannot."""
+        return find_packing(self.backbone, self.precision, self.autocast())
+
+    @contextlib.contextmanager
+    def packed(self, packing: Packing | None) -> Iterator[None]:
+        """Read rows packed in the body while the backbone trains; None pads them as ever."""
+        if packing is None:
+            yield
+            return
+        with packed_attention_in(self.backbone):
+            self.packing = packing
+            try:
+                yield
+            finally:
+                self.packing = None
 
     def collate(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Pad token lists to the longest: `(rows, tokens)` on the device."""

@@ -217,16 +217,13 @@ def test_a_base_embeds_each_content_by_itself(architecture: str, bases: Path) ->
     assert embedder.encode([]).shape == (0, together.shape[1])
 
 
-def test_micro_batches_do_not_change_what_a_language_model_learns(
-    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_micro_batches_do_not_change_what_a_language_model_learns(bases: Path, tmp_path: Path) -> None:
     """The gradient of a step is the mean over supervised tokens of the whole batch, whatever fits into memory."""
-    from tasks.training import loop
 
     def gradient(tokens: int) -> torch.Tensor:
-        monkeypatch.setattr(loop, "MICRO_TOKENS", tokens)
         model, section = begun("chat", make_base("llama", bases))
         made = Trainer(model, section, rows("chat", 48), rows("chat", 16, 1), tmp_path / str(tokens))
+        made.progress.micro_tokens = tokens
         made.model.train_mode()
         made._backward(np.arange(8), np.arange(0))
         return torch.cat([parameter.grad.flatten() for parameter in made.network.parameters()])

@@ -164,11 +164,10 @@ def test_micro_batches_do_not_change_the_step(
     tmp_path: Path, classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradient of a step is the mean over its rows, whatever fits into memory at once."""
-    from tasks.training import loop
 
     def step_gradient(tokens: int) -> torch.Tensor:
-        monkeypatch.setattr(loop, "MICRO_TOKENS", tokens)
         trainer = Trainer(classifier, section(), rows(), rows(8), tmp_path)
+        trainer.progress.micro_tokens = tokens
         found = []
         monkeypatch.setattr(
             trainer.optimizer, "step", lambda: found.append(classifier.head.weight.grad.clone())

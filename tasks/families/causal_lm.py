@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,9 @@ from tasks.models import (
 )
 from tasks.recipe import Finetune
 from tasks.training.batches import length_batches
+from tasks.training.packing import Packing
 from tasks.training.retention import distillation_loss
+from tasks.training.vocabulary_loss import in_parts, summed_cross_entropy
 
 ROWS_OF_LOGITS = 1024
 """Positions whose logits, over the whole vocabulary, are in memory at once."""
@@ -124,8 +127,18 @@ class CausalLM(Model):
 
     def loss(self, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Return the cross-entropy of some rows, summed over their supervised tokens."""
-        losses, _ = self._token_losses([examples.content[row] for row in rows])
-        return losses.sum()
+        hidden, targets, _ = self._supervised([examples.content[row] for row in rows])
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        with self.autocast():
+            return summed_cross_entropy(self.network.get_output_embeddings(), hidden, targets, dtype)
+
+    def find_packing(self) -> Packing | None:
+        """Try whether the model can read packs."""
+        return self.encoder.find_packing()
+
+    def packed(self, packing: Packing | None) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the model reads rows packed."""
+        return self.encoder.packed(packing)
 
     def distillation(self, teacher: Model, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Return KL(teacher ‖ model) of the next token, summed over supervised tokens."""
@@ -133,12 +146,13 @@ class CausalLM(Model):
         with torch.no_grad():
             before, _, _ = teacher._supervised(tokens)  # type: ignore[attr-defined]
         after, _, _ = self._supervised(tokens)
-        parts = []
-        for mine, theirs in zip(after.split(ROWS_OF_LOGITS), before.split(ROWS_OF_LOGITS), strict=True):
+
+        def apart(mine: Tensor, theirs: Tensor) -> Tensor:
             with torch.no_grad():
                 wanted = teacher._logits(theirs)  # type: ignore[attr-defined]
-            parts.append(distillation_loss(self._logits(mine), wanted, 1.0))
-        return torch.stack(parts).sum()
+            return distillation_loss(self._logits(mine), wanted, 1.0)
+
+        return in_parts(apart, ROWS_OF_LOGITS, after, before)
 
     # --- measuring and using ------------------------------------------------------------------------------
 
@@ -254,6 +268,8 @@ class CausalLM(Model):
 
     def _supervised(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the hidden states `(tokens, dim)` that predict supervised tokens, those tokens, and whose they are."""
+        if self.encoder.packs:
+            return self._supervised_packed(rows)
         ids, mask = pad([row.ids for row in rows], self.tokenizer.pad_token_id)
         labels, _ = pad([row.labels for row in rows], UNSUPERVISED)
         with self.autocast():
@@ -261,6 +277,16 @@ class CausalLM(Model):
         targets = labels[:, 1:].to(self.device)
         where = targets != UNSUPERVISED
         return read.last_hidden_state[:, :-1][where], targets[where], where.nonzero()[:, 0]
+
+    def _supervised_packed(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor, Tensor]:
+        # A row's last token predicts nothing; the others predict the next one.
+        labels = torch.tensor([label for row in rows for label in (*row.labels[1:], UNSUPERVISED)])
+        owner = torch.repeat_interleave(torch.tensor([len(row.ids) for row in rows]))
+        places = (labels != UNSUPERVISED).nonzero()[:, 0]
+        with self.autocast():
+            hidden, _ = self.encoder.read_packed([row.ids for row in rows])
+        chosen = hidden[places.to(self.device)]
+        return chosen, labels[places].to(self.device), owner[places].to(self.device)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Apply the vocabulary head: float32 `(tokens, vocabulary)`."""

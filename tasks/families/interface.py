@@ -27,6 +27,7 @@ from tasks.training.batches import epoch_batches
 
 if TYPE_CHECKING:
     from tasks.recipe import Finetune
+    from tasks.training.packing import Packing
 
 Content = str | bytes
 """What can be embedded: a text, or an encoded image."""
@@ -178,6 +179,14 @@ class Model(Embedder):
 
         Summed over what `Examples.weights` counts; the teacher is a copy of the model, before it was tuned.
         """
+
+    def find_packing(self) -> Packing | None:
+        """Try whether rows can be read packed, one after the other without padding; None where they cannot."""
+        return None
+
+    def packed(self, packing: Packing | None) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which `loss` reads rows so; None pads them as ever."""
+        return contextlib.nullcontext()
 
     def train_mode(self) -> None:
         """Switch the network to training: dropout, augmentation."""

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from tasks.families.interface import Content, Examples, Measured, Model, write_w
 from tasks.models import Encoder, load_encoder
 from tasks.recipe import Finetune
 from tasks.training.batches import epoch_batches
+from tasks.training.packing import Packing
 from tasks.training.retention import feature_distillation
 
 CENTRES, START_CENTRES = "centres.safetensors", "start_centres.safetensors"
@@ -174,6 +176,14 @@ class SentenceEncoder(Model):
         return LOSSES[self.objective](anchors, others[0], others[1], labels, scores, self.temperature) * len(
             rows
         )
+
+    def find_packing(self) -> Packing | None:
+        """Try whether the encoder can read packs."""
+        return self.encoder.find_packing()
+
+    def packed(self, packing: Packing | None) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the encoder reads rows packed."""
+        return self.encoder.packed(packing)
 
     def settle(self, train: pd.DataFrame) -> None:
         """Compute the class centres from the training rows."""

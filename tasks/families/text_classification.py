@@ -6,6 +6,7 @@ Where rows have lists of labels (`data.multi_label`), each label is a yes or no 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from tasks.models import TOKENS_A_BATCH, Encoder, load_encoder
 from tasks.recipe import Finetune
 from tasks.tables import has_label_lists
 from tasks.training.batches import length_batches
+from tasks.training.packing import Packing
 from tasks.training.probe import fit_label_probes, fit_probe, fresh_head
 from tasks.training.retention import feature_distillation
 
@@ -143,6 +145,14 @@ class TextClassifier(Model):
         with self.autocast():
             logits = self.head(self._pool([content.tokens[row] for row in rows]))
         return heads.cross_entropy(logits, content.labels[rows], self.class_weights)
+
+    def find_packing(self) -> Packing | None:
+        """Try whether the encoder can read packs."""
+        return self.encoder.find_packing()
+
+    def packed(self, packing: Packing | None) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the encoder reads rows packed."""
+        return self.encoder.packed(packing)
 
     def distillation(self, teacher: Model, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
         """Return 1 - cosine of the features of model and teacher, summed over rows."""

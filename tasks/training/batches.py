@@ -37,9 +37,24 @@ def length_batches(lengths: NDArray[np.int64], tokens: int) -> Iterator[NDArray[
 
 
 def micro_batches(
-    batch: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int
+    batch: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int, *, packed: bool = False
 ) -> list[NDArray[np.int64]]:
-    """Cut a global batch into parts of at most `tokens` padded tokens (one row at the least)."""
-    longest = max(int(lengths[batch].max()), 1)
-    size = max(tokens // longest, 1)
-    return [batch[start : start + size] for start in range(0, len(batch), size)]
+    """Cut a global batch into parts of at most `tokens` tokens (one row at the least), as even as can be.
+
+    Rows cost what they are long where they are `packed`, else what the longest of the batch is long.
+    """
+    costs = np.maximum(lengths[batch], 1)
+    if not packed:
+        costs = np.full(len(batch), costs.max())
+    fewest = -(-int(costs.sum()) // tokens)
+    # A part ends where its even share is reached, and before it grows beyond what is allowed.
+    share = max(float(costs.sum()) / fewest, 1.0)
+    parts: list[list[int]] = [[]]
+    spent = 0
+    for place, cost in enumerate(costs.tolist()):
+        if parts[-1] and (spent + cost > tokens or spent + cost / 2 > share):
+            parts.append([])
+            spent = 0
+        parts[-1].append(place)
+        spent += cost
+    return [batch[part] for part in parts]

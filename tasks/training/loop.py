@@ -31,12 +31,18 @@ from tasks.training.copies import Copies
 from tasks.training.distributed import find_team
 from tasks.training.keeping import make_keeping
 from tasks.training.layers import parameter_groups, rate_share, thawed
+from tasks.training.memory import (
+    MICRO_TOKENS,
+    compile_blocks,
+    keep_blocks,
+    recompute_blocks,
+    retry_smaller,
+)
+from tasks.training.packing import Packing
 from tasks.training.tensorboard import Board
 
 log = logging.getLogger(__name__)
 
-MICRO_TOKENS = 16_384
-"""Padded tokens of a forward and backward pass."""
 SECONDS_BETWEEN_LINES = 2.0
 
 
@@ -52,6 +58,10 @@ class Progress:
     best_score: float = 0.0
     best_epoch: int = 0
     train_loss: float = math.nan
+    micro_tokens: int = 0
+    """Tokens of a forward and backward pass that fit into memory, as far as is known."""
+    recompute: bool = False
+    """Whether the backward pass computes activations again, because there was no room for them."""
     history: list[dict[str, float | int | None]] = field(default_factory=list)
 
 
@@ -88,7 +98,8 @@ class Trainer:
         self.keeping = make_keeping(self.model, section, original)
         self.steps = section.epochs * len(self._batches(0))
         self.warmup = math.ceil(self.steps * section.warmup_share)
-        self.progress = Progress()
+        self.progress = Progress(micro_tokens=MICRO_TOKENS[self.model.device.partition(":")[0]])
+        self.packing: Packing | None = None
         self.best: dict[str, Tensor] | None = None
 
     def fit(self) -> Progress:
@@ -102,7 +113,7 @@ class Trainer:
             raise StageError("there are no training rows: zero steps would be made")
         torch.manual_seed(self.section.seed + self.team.rank)
         self._resume()
-        with _stop_flag() as stopped, self._drawn():
+        with _stop_flag() as stopped, self._drawn(), self.fast():
             while self.progress.epoch < self.section.epochs and not self._lost_patience():
                 self._epoch(stopped)
         if self.best is not None:
@@ -112,6 +123,19 @@ class Trainer:
         if self.best is not None:
             self.given.settle(self.train)
         return self.progress
+
+    @contextlib.contextmanager
+    def fast(self) -> Iterator[None]:
+        """Make ready what makes training fast, or fit into memory; when the body ends, all is as it was."""
+        self.packing = self.team.read(self.model.find_packing)
+        log.info("rows are %s", "read packed" if self.packing else "padded")
+        if self.progress.recompute or self.section.recompute_activations:
+            recompute_blocks(self.network)
+        if self.section.compile and self.model.device.startswith("cuda"):
+            compile_blocks(self.network)
+        with self.model.packed(self.packing):
+            yield
+        keep_blocks(self.network)
 
     @contextlib.contextmanager
     def _drawn(self) -> Iterator[None]:
@@ -185,7 +209,14 @@ class Trainer:
         return total
 
     def _backward(self, batch: np.ndarray, original: np.ndarray) -> float:
-        """Add the gradients of a global batch, micro-batch by micro-batch; return the mean loss of its new rows."""
+        """Make the gradients of a global batch, in parts that fit into memory; return the mean loss of its new rows."""
+        found: float = retry_smaller(
+            lambda: self._accumulate(batch, original), lambda: self._shrink(batch, original)
+        )
+        return found
+
+    def _accumulate(self, batch: np.ndarray, original: np.ndarray) -> float:
+        """Add up the gradients of a global batch, micro-batch by micro-batch."""
         sets = [(self.examples, batch)]
         if self.keeping.replay is not None and len(original):
             sets.append((self.keeping.replay, original))
@@ -196,19 +227,58 @@ class Trainer:
             for examples, rows in sets
             for part in (self._parts(examples, self.team.share(rows)) if weight else [])
         ]
-        total = 0.0
+        total = torch.zeros((), device=self.model.device)
         for (examples, part), counts, last in self.team.in_step(passes, (self.examples, batch[:1])):
             loss, new = self.team.call(partial(self._loss, examples, part), last)
             (loss * counts / weight).backward()
-            total += new if counts else 0.0
+            if counts:
+                total += new
         if (penalty := self.keeping.penalty()) is not None:
             penalty.backward()
-        return self.team.total(total) / own if own else 0.0
+        # The device is waited for here, once a step, and not in every pass.
+        return self.team.total(float(total)) / own if own else 0.0
 
-    def _loss(self, examples: Examples, part: np.ndarray) -> tuple[Tensor, float]:
+    def _shrink(self, batch: np.ndarray, original: np.ndarray) -> None:
+        """Make the passes of a step smaller: fewer rows in each, then activations computed twice.
+
+        Raises:
+            StageError: they are as small as can be, or other processes wait for this one.
+        """
+        progress = self.progress
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self._parts(self.examples, batch)
+        if self.keeping.replay is not None:
+            parts += self._parts(self.keeping.replay, original)
+        rows = max(map(len, parts))
+        alone = self.team.size == 1
+        if alone and rows > 1 and not self.model.whole_batches:
+            progress.micro_tokens = max(min(progress.micro_tokens, self._cost(batch)) // 2, 1)
+            log.warning("memory does not suffice: passes of at most %d tokens now", progress.micro_tokens)
+        elif alone and not progress.recompute and not self.section.recompute_activations:
+            progress.recompute = True
+            recompute_blocks(self.network)
+            log.warning("memory does not suffice: activations are computed twice now")
+        else:
+            raise StageError(
+                f"memory does not suffice for a pass over {rows} row(s) of up to "
+                f"{int(self.examples.lengths[batch].max())} tokens: {self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        if self.team.size > 1 and not self.section.recompute_activations:
+            return "set finetune.recompute_activations: true, or sharding: shard."
+        smaller = "finetune.batch_size" if self.model.whole_batches else "finetune.max_length"
+        return f"lower {smaller}, train fewer parameters (method, freeze_layers), or use a larger device."
+
+    def _cost(self, rows: np.ndarray) -> int:
+        """Return the tokens that are computed for some rows in one pass."""
+        lengths = np.maximum(self.examples.lengths[rows], 1)
+        return int(lengths.sum() if self.packing else lengths.max() * len(rows))
+
+    def _loss(self, examples: Examples, part: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the loss of some rows, with the distillation asked for, and what of it is that of new rows."""
         loss = self.model.loss(examples, part)
-        new = loss.item() if examples is self.examples else 0.0
+        new = loss.detach().float() if examples is self.examples else torch.zeros((), device=loss.device)
         if self.keeping.teacher is not None:
             apart = self.model.distillation(self.keeping.teacher, examples, part)
             loss = loss + self.keeping.distill * apart
@@ -217,7 +287,10 @@ class Trainer:
     def _parts(self, examples: Examples, rows: np.ndarray) -> list[np.ndarray]:
         if not len(rows):
             return []
-        return [rows] if self.model.whole_batches else micro_batches(rows, examples.lengths, MICRO_TOKENS)
+        if self.model.whole_batches:
+            return [rows]
+        packed = self.packing is not None
+        return micro_batches(rows, examples.lengths, self.progress.micro_tokens, packed=packed)
 
     def _measure(self, stopped: _Stop) -> Measured:
         """Measure the model; SIGTERM does not wait for the end of that, which may be long."""
