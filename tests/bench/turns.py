@@ -95,7 +95,7 @@ class Turns:
             raise RuntimeError(f"{name} ended before its steps were made: give it more rows or epochs")
         except EnoughError:
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  `run` raises it again, in the thread that waits
             with self._changed:
                 self._failure = self._failure or error
                 self._changed.notify_all()
