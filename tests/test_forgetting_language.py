@@ -14,6 +14,7 @@ import pytest
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.families.causal_lm import CausalLM
 from tasks.forgetting.halves import write_halves
+from tasks.forgetting.slices import flip_slices
 from tasks.forgetting.suites import Suite, read_suite
 from tasks.recipe import (
     ChoiceBenchmark,
@@ -203,3 +204,61 @@ def test_similarity_is_spearman_by_its_pseudo_values(subject: Any, raw: Path, tm
     assert outcomes.mean() == pytest.approx(whole, abs=2 / len(examples))
     jackknife = outcomes.std(ddof=1) / np.sqrt(len(outcomes))
     assert jackknife == pytest.approx(1 / np.sqrt(len(outcomes)), rel=0.5)
+
+
+ASKED: dict[str, Any] = {
+    "choices": ChoiceBenchmark(kind="choices", file="rows.jsonl"),
+    "last-word": LastWordBenchmark(kind="last-word", file="rows.jsonl"),
+    "perplexity": PerplexityBenchmark(kind="perplexity", file="rows.txt", block_words=16),
+}
+
+
+def few(folder: Path, count: int) -> None:
+    rows = [
+        {
+            "query": words(5, n),
+            "choices": ["good", "bad"],
+            "gold": 0,
+            "subject": f"s{n % 2}",
+            "context": words(6, n),
+            "continuation": "fine",
+        }
+        for n in range(count)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.txt").write_text(words(16 * count, 1))
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_a_benchmark_of_nothing_is_refused(kind: str, tmp_path: Path) -> None:
+    few(tmp_path, 0)
+    with pytest.raises(
+        DataError, match="too few groups to split: 0 rows leave nothing for selection, report"
+    ):
+        write_halves("known", ASKED[kind], DATA, tmp_path, tmp_path / "halves")
+
+
+@pytest.mark.parametrize("kind", ["choices", "last-word"])
+def test_a_benchmark_of_five_is_measured_and_shows_where_it_flipped(
+    kind: str, subject: Any, tmp_path: Path
+) -> None:
+    few(tmp_path, 5)
+    selection, report = halves(ASKED[kind], tmp_path, tmp_path / "halves")
+    assert len(selection.examples) + len(report.examples) == 5
+    for suite in (selection, report):
+        outcomes = suite.measure(subject)
+        assert len(outcomes) == len(suite.examples)
+        assert all(item.loss == 0 for item in flip_slices(suite, outcomes, outcomes))
+
+
+def test_flips_are_counted_by_the_field_that_the_recipe_names(tmp_path: Path) -> None:
+    few(tmp_path, 30)
+    by_subject = ASKED["choices"].model_copy(update={"slice": "subject"})
+    selection, _ = halves(by_subject, tmp_path, tmp_path / "halves")
+    right, wrong = np.ones(len(selection.examples)), np.zeros(len(selection.examples))
+    found = {item.slice: item.lost for item in flip_slices(selection, right, wrong)}
+    assert found["subject s0"] + found["subject s1"] == len(selection.examples)
+    with pytest.raises(DataError, match="KeyError: 'area'"):
+        write_halves(
+            "known", by_subject.model_copy(update={"slice": "area"}), DATA, tmp_path, tmp_path / "none"
+        )
