@@ -40,6 +40,12 @@ app = typer.Typer(
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a file in recipes/, without .yaml.")
 ]
+Profiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--profile", metavar="NAME", help="Apply a profile of the recipe, for this run only; repeatable."
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -171,12 +177,7 @@ def _cost(made: Plan) -> str:
 def run(
     recipe: RecipeName,
     settings: Settings = None,
-    profiles: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--profile", metavar="NAME", help="Apply a profile of the recipe, for this run only; repeatable."
-        ),
-    ] = None,
+    profiles: Profiles = None,
     promote: Annotated[
         bool | None,
         typer.Option(
@@ -414,24 +415,26 @@ def recipe_summary(root: Path, recipe: str) -> Summary:
 
 
 @app.command()
-def layers(recipe: RecipeName) -> None:
+def layers(recipe: RecipeName, settings: Settings = None, profiles: Profiles = None) -> None:
     """Show which layers of the base model train, and at which peak rate."""
-    from tasks.recipe import load_recipe, recipe_path
+    from flows.plan import changed_recipe
     from tasks.training.preview import preview_layers
 
     root = find_root()
-    found = preview_layers(load_recipe(recipe_path(root, recipe)), root)
+    changes = profile_changes(root, recipe, profiles or []) | parse_settings(settings or [])
+    found = preview_layers(changed_recipe(root, recipe, changes), root)
     rows = [
         (
             str(layer.depth),
             f"{layer.parameters:,}",
+            f"{layer.trained_parameters:,}",
             f"{layer.rate:.3g}" if layer.trains else "frozen",
             layer.names[0] + (f" … {layer.names[-1]}" if len(layer.names) > 1 else ""),
         )
         for layer in found
     ]
-    say_table(("depth", "parameters", "rate", "holds"), rows)
-    trained = sum(layer.parameters for layer in found if layer.trains)
+    say_table(("depth", "parameters", "train", "rate", "holds"), rows)
+    trained = sum(layer.trained_parameters for layer in found)
     say(f"\n{trained:,} of {sum(layer.parameters for layer in found):,} parameters train.")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import cli
 from tasks.errors import ConfigError
 from tasks.recipe import load_recipe
 from tasks.training.preview import preview_layers
@@ -24,3 +25,19 @@ def test_layers_rates_and_what_is_frozen(tmp_path: Path, monkeypatch: pytest.Mon
     project.change("freeze_layers: 2", "freeze_layers: 3")
     with pytest.raises(ConfigError, match="that is `method: probe`"):
         preview_layers(load_recipe(project.recipe()), project.root)
+
+
+def test_the_command_counts_what_trains_and_takes_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RETAIN_HOME", str(tmp_path / "store"))
+    project = make_project(tmp_path / "project")
+    monkeypatch.chdir(project.root)
+    cli.layers("tiny", ["finetune.method=norms"])
+    *table, last = capsys.readouterr().out.strip().splitlines()
+    assert table[0].split() == ["depth", "parameters", "train", "rate", "holds"]
+    trains = [int(line.split()[2].replace(",", "")) for line in table[1:] if line.strip()]
+    assert len(trains) == 4
+    blocks = [2 * 2 * 32] * 2  # two norms of 32 weights and biases in each block
+    assert trains == [2 * 32, *blocks, 2 * 32 + 2], "one norm in the embeddings, and the head"
+    assert last.startswith(f"{sum(trains)} of ")
