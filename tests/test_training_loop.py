@@ -17,6 +17,7 @@ from tasks.errors import Preempted, StageError
 from tasks.families.interface import Measured
 from tasks.families.text_classification import TextClassifier
 from tasks.recipe import Finetune
+from tasks.training import loop
 from tasks.training.checkpoints import newest_checkpoint
 from tasks.training.loop import Trainer
 from tests.tiny import make_tiny_base, tiny_classifier
@@ -111,6 +112,31 @@ def test_sigterm_in_a_long_validation_stops_at_once_and_loses_nothing(base: Path
         again, same_story = finished(trainer(base, scratch))
         assert same_story == story
         assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_a_step_that_takes_too_long_after_sigterm_is_given_up_and_made_anew(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = {"replay_share": 0.25}  # new and replayed rows: two passes a step
+    whole, story = finished(trainer(base, tmp_path / "whole", **passes))
+    loss, calls = TextClassifier.loss, 0
+
+    def told_in_the_fifth(*given: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "SECONDS_TO_FINISH", -1.0)
+        patch.setattr(TextClassifier, "loss", told_in_the_fifth)
+        with pytest.raises(Preempted, match="stopped after step 2 of"):
+            trainer(base, tmp_path / "stopped", **passes).fit()
+    assert calls == 5, "the second pass of step 3 is not waited for"
+    again, same_story = finished(trainer(base, tmp_path / "stopped", **passes))
+    assert same_story == story
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
 
 
 def test_a_gradient_that_explodes_under_a_finite_loss_stops_and_names_the_rows(

@@ -44,6 +44,8 @@ from tasks.training.tensorboard import Board
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 2.0
+SECONDS_TO_FINISH = 5.0
+"""After SIGTERM, that a step has to end in; then it is given up between two of its passes, and made anew later."""
 
 
 @dataclass
@@ -101,6 +103,7 @@ class Trainer:
         self.progress = Progress(micro_tokens=MICRO_TOKENS[self.model.device.partition(":")[0]])
         self.packing: Packing | None = None
         self.best: dict[str, Tensor] | None = None
+        self._stopped = _Stop()
 
     def fit(self) -> Progress:
         """Train to the end, from the newest checkpoint if there is one.
@@ -113,7 +116,7 @@ class Trainer:
             raise StageError("there are no training rows: zero steps would be made")
         torch.manual_seed(self.section.seed + self.team.rank)
         self._resume()
-        with _stop_flag() as stopped, self._drawn(), self.fast():
+        with _stop_flag(self._stopped) as stopped, self._drawn(), self.fast():
             while self.progress.epoch < self.section.epochs and not self._lost_patience():
                 self._epoch(stopped)
         if self.best is not None:
@@ -171,7 +174,7 @@ class Trainer:
         batches = self._batches(progress.epoch)
         replayed = self.keeping.replayed(batches, progress.epoch)
         for batch, original in list(zip(batches, replayed, strict=True))[progress.batch :]:
-            loss = self._step(batch, original)
+            loss = self._whole_step(batch, original)
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
             progress.loss_sum += loss * len(batch)
             rate = self.optimizer.param_groups[-1]["lr"]
@@ -187,6 +190,17 @@ class Trainer:
             if stop:
                 raise self._preempted()
         self._end_epoch(stopped)
+
+    def _whole_step(self, batch: np.ndarray, original: np.ndarray) -> float:
+        """Make a step, or, when SIGTERM came and it takes too long, nothing of it, and checkpoint what was before."""
+        before = self._generators()
+        try:
+            return self._step(batch, original)
+        except _StopNow:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._set_generators(before)
+            self._save()
+            raise self._preempted() from None
 
     def _step(self, batch: np.ndarray, original: np.ndarray) -> float:
         share = rate_share(self.progress.step, self.steps, self.warmup)
@@ -231,6 +245,8 @@ class Trainer:
         for (examples, part), counts, last in self.team.in_step(passes, (self.examples, batch[:1])):
             loss, new = self.team.call(partial(self._loss, examples, part), last)
             (loss * counts / weight).backward()
+            if not last and self.team.size == 1 and self._stopped.is_overdue():
+                raise _StopNow
             if counts:
                 total += new
         if (penalty := self.keeping.penalty()) is not None:
@@ -342,16 +358,25 @@ class Trainer:
             self.watch(progress, measured)
 
     def _state(self) -> dict[str, Any]:
-        generators = [torch.get_rng_state()]
-        if torch.cuda.is_available():
-            generators += torch.cuda.get_rng_state_all()
         return {
             "network": self.team.whole(state_beside_base(self.network)),
             "optimizer": self.team.whole(self.optimizer.state_dict()),
             "best": self.team.whole(self.best),
             "progress": vars(self.progress),
-            "generators": self.team.each(generators),
+            "generators": self.team.each(self._generators()),
         }
+
+    @staticmethod
+    def _generators() -> list[Tensor]:
+        """Return the states of the random generators."""
+        on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return [torch.get_rng_state(), *on_devices]
+
+    @staticmethod
+    def _set_generators(generators: list[Tensor]) -> None:
+        torch.set_rng_state(generators[0])
+        if torch.cuda.is_available() and len(generators) > 1:
+            torch.cuda.set_rng_state_all(generators[1:])
 
     def _resume(self) -> None:
         if self.copies is not None and self.team.first:
@@ -365,10 +390,7 @@ class Trainer:
         if state["best"] is not None:
             self.best = dict(self.team.pieces(state["best"], self.network))
         self.progress = Progress(**state["progress"])
-        generators = state["generators"][self.team.rank]
-        torch.set_rng_state(generators[0])
-        if torch.cuda.is_available() and len(generators) > 1:
-            torch.cuda.set_rng_state_all(generators[1:])
+        self._set_generators(state["generators"][self.team.rank])
         log.info("going on from the checkpoint at step %d of %d", self.progress.step, self.steps)
 
 
@@ -381,13 +403,19 @@ class _Stop:
 
     def __init__(self) -> None:
         self._asked = self._now = False
+        self._since = 0.0
+
+    def is_overdue(self) -> bool:
+        """Tell whether SIGTERM came so long ago that what goes on should be given up."""
+        return self._asked and time.monotonic() - self._since > SECONDS_TO_FINISH
 
     def __call__(self) -> bool:
         return self._asked
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Note that SIGTERM came."""
-        self._asked = True
+        if not self._asked:
+            self._asked, self._since = True, time.monotonic()
         if self._now:
             self._now = False  # once is enough: what follows writes a checkpoint
             raise _StopNow
@@ -405,8 +433,8 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[_Stop]:
-    stop, previous = _Stop(), signal.getsignal(signal.SIGTERM)
+def _stop_flag(stop: _Stop) -> Iterator[_Stop]:
+    previous = signal.getsignal(signal.SIGTERM)
     try:
         signal.signal(signal.SIGTERM, stop.handle)
     except ValueError:  # not the main thread: whoever runs us there handles signals
