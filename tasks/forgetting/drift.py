@@ -33,8 +33,8 @@ from tasks.training.layers import block_names, depths
 
 MOST_INPUTS = 256
 """Inputs of each sort at most."""
-MOST_CHARACTERS = 32_768
-"""Characters of each sort at most, about 8,000 tokens: what this costs must not depend on how long rows are."""
+MOST_CHARACTERS = 16_384
+"""Characters of each sort at most, about 4,000 tokens: it must cost little beside the search."""
 FEWEST_INPUTS = 8
 """Taken however long they are; CKA needs more than three."""
 SEED = 0
