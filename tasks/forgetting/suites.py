@@ -19,8 +19,6 @@ All are zero-shot or fit on their own part, so nothing here depends on what the 
 from __future__ import annotations
 
 import json
-import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +30,12 @@ from numpy.typing import NDArray
 
 from tasks.errors import StageError
 from tasks.forgetting.bootstrap import spearman_terms
+from tasks.progress_lines import ProgressLines
 from tasks.reports import BenchmarkInfo, read_report
 
 if TYPE_CHECKING:
     from tasks.forgetting.likelihood import Scorer
 
-log = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 
@@ -48,7 +46,6 @@ EXTRACT = 160
 EXTRAS = {"retrieval": "corpus", "probe": "fit", "knn": "fit"}
 TOKENS_A_BATCH = {"cpu": 2048, "cuda": 65_536}
 """Tokens of a forward pass over requests."""
-SECONDS_BETWEEN_LINES = 10.0
 NOTHING_KNOWN = -20.0
 """Nats a token below what any tokenizer's vocabulary gives by guessing."""
 EMBEDDING = ("retrieval", "probe", "knn", "similarity")
@@ -204,7 +201,9 @@ def _original_head(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
 
 def _behind_masks(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
     found: NDArray[np.float64] = _encoder(subject).masked_log_likelihoods(
-        suite.examples["text"].tolist(), max_length=subject.max_length, progress=_Progress(suite.name)
+        suite.examples["text"].tolist(),
+        max_length=subject.max_length,
+        progress=ProgressLines(suite.name, "masked texts"),
     )
     return found
 
@@ -275,21 +274,14 @@ def _scorer(suite: Suite, subject: Measurable) -> Scorer:
         raise StageError(f"benchmark {suite.name} asks for likelihoods: only a language model has them.")
     tokens = TOKENS_A_BATCH[model.device.partition(":")[0]]
     return Scorer(
-        model.network, model.tokenizer, subject.max_length, model.device, tokens, None, _Progress(suite.name)
+        model.network,
+        model.tokenizer,
+        subject.max_length,
+        model.device,
+        tokens,
+        None,
+        ProgressLines(suite.name, "requests"),
     )
-
-
-class _Progress:
-    """A line about progress every ten seconds."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.said = name, time.monotonic()
-
-    def __call__(self, done: int, whole: int) -> None:
-        now = time.monotonic()
-        if now - self.said >= SECONDS_BETWEEN_LINES:
-            self.said = now
-            log.info("%s: %d of %d requests", self.name, done, whole)
 
 
 MEASURES = {

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.progress_lines import ProgressLines
+
 GROUPED_BATCHES = 32
 """Batches among which rows of like length are put together."""
 
@@ -26,7 +28,11 @@ def epoch_batches(
 
 
 def length_batches(lengths: NDArray[np.int64], tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Yield row indices in batches of rows of like length, the longest first, at most `tokens` padded tokens each."""
+    """Yield row indices in batches of rows of like length, the longest first, at most `tokens` padded tokens each.
+
+    Where reading them takes long, a line in the log says how far it is.
+    """
+    progress = ProgressLines("reading", "rows")
     order = np.argsort(lengths, kind="stable")[::-1]
     start = 0
     while start < len(order):
@@ -34,6 +40,7 @@ def length_batches(lengths: NDArray[np.int64], tokens: int) -> Iterator[NDArray[
         size = max(tokens // longest, 1)
         yield order[start : start + size]
         start += size
+        progress(min(start, len(order)), len(order))
 
 
 def micro_batches(
