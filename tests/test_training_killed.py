@@ -122,3 +122,12 @@ def test_rows_without_a_token_that_carries_loss_stop_and_are_named() -> None:
     table = texts(4).assign(messages=json.dumps(turns))
     with pytest.raises(StageError, match=r"No token of 4 rows carries loss .* Rows: r0, r1, r2, r3"):
         model.examples(table)
+
+
+def test_what_is_killed_reads_packs_and_replays_original_rows(tmp_path: Path) -> None:
+    from tests.short_training import short_trainer
+
+    trainer = short_trainer(tmp_path)
+    assert trainer.model.find_packing() is not None
+    assert trainer.keeping.replay is not None
+    assert sum(map(len, trainer.keeping.replayed(trainer._batches(0), 0))) > 5
