@@ -139,6 +139,16 @@ def test_a_step_that_takes_too_long_after_sigterm_is_given_up_and_made_anew(
     assert all(torch.equal(again[name], value) for name, value in whole.items())
 
 
+def test_rows_that_were_replayed_are_named_too(base: Path, tmp_path: Path) -> None:
+    made = trainer(base, tmp_path, replay_share=0.25)
+    with torch.no_grad():
+        made.network["head"].weight.fill_(float("nan"))
+    with pytest.raises(
+        StageError, match=r"rows of this batch: (r\d+, ){6}r\d+ \(replayed\), r\d+ \(replayed\)$"
+    ):
+        made.fit()
+
+
 def test_a_gradient_that_explodes_under_a_finite_loss_stops_and_names_the_rows(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,11 +44,21 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         target = folder / folder_of(step)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
+        _sync_folder(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder written to the disk: a rename is not, before, and may be lost with the power."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def whole_steps(folder: Path) -> list[int]:

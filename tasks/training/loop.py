@@ -213,7 +213,7 @@ class Trainer:
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = float(self.team.in_one(nn.utils.clip_grad_norm_(trained, self.section.max_grad_norm)))
         if not (math.isfinite(total) and math.isfinite(norm)):
-            rows = ", ".join(self.examples.ids[index] for index in batch)
+            rows = ", ".join(self._ids(batch, original))
             raise StageError(
                 f"step {self.progress.step + 1}: the loss is {total} and the gradient's norm {norm}. Lower "
                 f"finetune.learning_rate, or look at the rows of this batch: {rows}"
@@ -221,6 +221,12 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
+
+    def _ids(self, batch: np.ndarray, original: np.ndarray) -> list[str]:
+        """Return the ids of a batch's rows, and of those it replays."""
+        replay = self.keeping.replay
+        replayed = [] if replay is None else [f"{replay.ids[row]} (replayed)" for row in original]
+        return [*(self.examples.ids[row] for row in batch), *replayed]
 
     def _backward(self, batch: np.ndarray, original: np.ndarray) -> float:
         """Make the gradients of a global batch, in parts that fit into memory; return the mean loss of its new rows."""
