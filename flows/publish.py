@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from tasks.paths import Paths
-from tasks.reports import DecideReport, EvaluateReport, GateReport, MergeReport, read_report
+from tasks.reports import (
+    DecideReport,
+    EvaluateReport,
+    GateReport,
+    MergeReport,
+    ValidateReport,
+    read_report,
+)
 from tasks.summary import as_markdown, read_reports, summarize
 
 
 def publish(paths: Paths, stage: str) -> None:
     """Publish the report of a stage, where it has one for people; with the decision, the whole summary."""
-    texts = {"gate": _gate, "merge": _merge, "evaluate": _evaluate, "decide": _decide}
+    texts = {"validate": _validate, "gate": _gate, "merge": _merge, "evaluate": _evaluate, "decide": _decide}
     if stage in texts:
         create_markdown_artifact(
             texts[stage](paths),
             key=f"{paths.recipe}-{stage}",
             description=f"{stage} of {paths.recipe}",
+        )
+    if stage == "validate" and (pages := paths.scratch / "data_docs" / "index.html").is_file():
+        create_link_artifact(
+            pages.as_uri(),
+            link_text="Data Docs",
+            key=f"{paths.recipe}-data-docs",
+            description="Great Expectations' pages of the last validation on this machine, readable without a network",
         )
     if stage == "decide":
         create_markdown_artifact(
@@ -26,6 +40,22 @@ def publish(paths: Paths, stage: str) -> None:
             key=f"{paths.recipe}-summary",
             description=f"What {paths.recipe} gained, what it forgot, and whether it may ship",
         )
+
+
+def _validate(paths: Paths) -> str:
+    report = read_report(paths.validate, ValidateReport)
+    rows = [
+        (
+            "holds" if item.success else "**fails**",
+            item.type,
+            ", ".join(f"{name} {value}" for name, value in item.arguments.items()),
+            item.observed,
+            ", ".join(item.failed_ids[:5]),
+        )
+        for item in sorted(report.expectations, key=lambda item: item.success)
+    ]
+    failed = f"**{report.failed_expectations} of {len(report.expectations)} expectations failed** on {report.rows:,} rows"
+    return f"{failed}\n\n" + _table(("", "expectation", "arguments", "observed", "rows"), rows)
 
 
 def _gate(paths: Paths) -> str:

@@ -316,8 +316,16 @@ class Validate(Section):
     """Fewest training rows a label may have."""
     max_characters: int = Field(gt=0)
     """Longest text, in characters."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest row, in tokens of the base's tokenizer, conversations by its chat template; left out, tokens are not
+    counted unless an expectation asks for the column `tokens`."""
+    min_image_side: int = Field(default=8, ge=1)
+    """Fewest pixels a side of an image may have."""
+    max_image_side: int = Field(default=10_000, ge=1)
+    """Most pixels a side of an image may have."""
     expectations: list[Expectation] = Field(default_factory=list)
-    """Further expectations, on the columns id, text, label, group, split."""
+    """Further expectations, on the columns id, text, label, group, split and what the task adds: tokens; turns,
+    empty_turns, …; same_texts; width, height, channels, bits, …"""
 
 
 class Check(Section):

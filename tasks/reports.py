@@ -107,7 +107,12 @@ class Expectation(Part):
     """What was seen, in words."""
     failed_ids: list[str]
     """Row ids of what failed: the first 20."""
+    failed_values: list[str] = []
+    """What those rows have there, shortened, in the same order."""
     failed_count: int
+    reads: Literal["batches", "columns", "shape"] = "batches"
+    """How it was measured. batches: row by row, the counts of the batches added up. columns: it hangs on many rows at
+    once, so the columns it names were read whole, which takes memory. shape: names and types of columns only."""
 
 
 class ValidateReport(Report):

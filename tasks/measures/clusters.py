@@ -35,11 +35,19 @@ def join(first: Rows, one: Rows, other: Rows) -> Rows:
     apart = left != right
     if not apart.any():
         return first
+    left, right = left[apart], right[apart]
+    # Only the clusters that are joined are looked at: few, beside all rows.
+    joined = np.zeros(len(first), dtype=bool)
+    joined[left] = joined[right] = True
+    named = np.flatnonzero(joined)
+    number = np.cumsum(joined, dtype=np.int32) - 1
     pairs = coo_array(
-        (np.ones(int(apart.sum()), dtype=bool), (left[apart], right[apart])), shape=(len(first),) * 2
+        (np.ones(len(left), dtype=bool), (number[left], number[right])), shape=(len(named), len(named))
     )
     component = connected_components(pairs, directed=False)[1]
     # Components are numbered in no promised order: each is named by its first row.
     smallest = np.full(int(component.max()) + 1, len(first), dtype=np.int64)
-    np.minimum.at(smallest, component, np.arange(len(first)))
-    return smallest[component][first]
+    np.minimum.at(smallest, component, named)
+    renamed = np.arange(len(first))
+    renamed[named] = smallest[component]
+    return renamed[first]

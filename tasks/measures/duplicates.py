@@ -1,29 +1,28 @@
 """Find rows that say the same: exactly after normalisation, nearly, across splits, and with other labels.
 
 Near-duplicates are pairs whose sets of 5-character shingles have a Jaccard similarity of at least a
-threshold. MinHash LSH (Broder 1997; Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, chapter 3)
-proposes candidates, and each candidate is verified on the true sets, so what is reported is never an
-estimate: only a pair may be missed.
+threshold. MinHash LSH proposes candidates (`tasks/measures/minhash.py`), and each candidate is verified on the true
+sets, so what is reported is never an estimate: only a pair may be missed.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
-from tasks.measures.clusters import find, roots, union
+from tasks.measures.clusters import join
+from tasks.measures.minhash import Keys, ShingleSets, alike, band_keys, bands, shingle_sets
 
-SHINGLE_CHARACTERS = 5
-PERMUTATIONS = 64
-CANDIDATE_RECALL = 0.99
-CLUSTER_MEMBERS_INDEXED = 20
-_SLICE = 100_000
+log = logging.getLogger(__name__)
+
+CLUSTER_MEMBERS_COMPARED = 20
+MANY_TEXTS = 100_000
+"""From here on, progress is logged."""
 _SPACE = re.compile(r"\s+")
 _SIGN = re.compile(r"[^\w\s]")
 
@@ -47,48 +46,43 @@ def _space_for_punctuation(sign: re.Match[str]) -> str:
 
 def exact_clusters(texts: Sequence[str]) -> Rows:
     """Return for each row the first row with the same normal form, shape (rows,)."""
-    first: dict[str, int] = {}
-    return np.array(
-        [first.setdefault(normalise(text), row) for row, text in enumerate(texts)], dtype=np.int64
-    )
+    return _first_equal([normalise(text) for text in texts])
 
 
 def near_clusters(texts: Sequence[str], similarity: float) -> Rows:
     """Return for each row the first row of its cluster of near-duplicates, shape (rows,).
 
-    Clusters are connected components (union-find). Of a cluster only the first 20 distinct texts are held
-    against later rows, which keeps the work linear when a template makes thousands of rows alike.
+    Clusters are connected components. Of the rows that a band proposes together, only the first 20 of a cluster are
+    held against later rows, which keeps the work linear when a template makes thousands of rows alike.
     """
-    exact = exact_clusters(texts)
-    parent = exact.copy()
-    members = np.zeros(len(texts), dtype=np.int64)
-    index = NearIndex(similarity)
-    for row in np.flatnonzero(exact == np.arange(len(texts))).tolist():
-        shingles = shingle(texts[row])
-        matches = index.matches(shingles, skip_known=parent)
-        for other in matches:
-            union(parent, row, other)
-        root = find(parent, row)
-        if members[root] < CLUSTER_MEMBERS_INDEXED:
-            members[root] += 1
-            index.add(row, shingles)
-    return roots(parent)
+    forms = [normalise(text) for text in texts]
+    exact = _first_equal(forms)
+    distinct = np.flatnonzero(exact == np.arange(len(texts)))
+    sets = shingle_sets([forms[row] for row in distinct.tolist()])
+    del forms
+    cluster = np.arange(len(distinct))
+    for number, keys in enumerate(band_keys(sets, similarity), start=1):
+        cluster = _joined_by(keys, cluster, sets, similarity)
+        _tell(len(texts), number, similarity)
+    return distinct[cluster][np.searchsorted(distinct, exact)]
 
 
 def leaks(texts: Sequence[str], train: Sequence[str], similarity: float) -> Rows:
     """Return for each of `texts` a row of `train` that equals it or nearly does, or -1; shape (rows,)."""
-    index = NearIndex(similarity)
+    forms = [normalise(text) for text in train]
     seen: dict[str, int] = {}
-    for row, text in enumerate(train):
-        if seen.setdefault(normalise(text), row) == row:
-            index.add(row, shingle(text))
-    found = np.full(len(texts), -1, dtype=np.int64)
-    for row, text in enumerate(texts):
-        exact = seen.get(normalise(text))
-        if exact is not None:
-            found[row] = exact
-        elif matches := index.matches(shingle(text), first_only=True):
-            found[row] = matches[0]
+    for row, form in enumerate(forms):
+        seen.setdefault(form, row)
+    asked = [normalise(text) for text in texts]
+    found = np.array([seen.get(form, -1) for form in asked], dtype=np.int64)
+    known = np.array(list(seen.values()), dtype=np.int64)
+    new = np.flatnonzero(found < 0)
+    sets = shingle_sets([*seen, *(asked[row] for row in new.tolist())])
+    near = np.full(len(new), -1, dtype=np.int64)
+    for number, keys in enumerate(band_keys(sets, similarity), start=1):
+        _look_up(keys, near, sets, similarity)
+        _tell(len(texts) + len(train), number, similarity)
+    found[new[near >= 0]] = known[near[near >= 0]]
     return found
 
 
@@ -102,20 +96,8 @@ def conflicts(texts: Sequence[str], labels: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def shingle(text: str) -> NDArray[np.uint32]:
-    """Return the distinct 5-character shingles of the normal form, hashed to 32 bits and sorted.
-
-    A text shorter than a shingle is one shingle.
-    """
-    form = normalise(text)
-    codes = np.frombuffer(
-        form.ljust(SHINGLE_CHARACTERS, "\0").encode("utf-32-le", "surrogatepass"), dtype=np.uint32
-    )
-    count = len(codes) - SHINGLE_CHARACTERS + 1
-    mixed = np.zeros(count, dtype=np.uint64)
-    for offset in range(SHINGLE_CHARACTERS):
-        mixed = (mixed ^ codes[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
+    """Return the distinct 5-character shingles of the normal form, hashed to 32 bits and sorted."""
+    return shingle_sets([normalise(text)]).values
 
 
 def jaccard(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> float:
@@ -124,56 +106,64 @@ def jaccard(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> float:
     return shared / (len(one) + len(other) - shared)
 
 
-@dataclass
-class NearIndex:
-    """Texts that can be asked for their near-duplicates."""
-
-    similarity: float
-    shingles: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._blank = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
-        self._lsh = MinHashLSH(num_perm=PERMUTATIONS, params=bands(self.similarity))
-        self._last: tuple[NDArray[np.uint32], MinHash] | None = None
-
-    def add(self, row: int, shingles: NDArray[np.uint32]) -> None:
-        """Remember the text of `row`."""
-        self._lsh.insert(row, self._signature(shingles))
-        self.shingles[row] = shingles
-
-    def matches(
-        self, shingles: NDArray[np.uint32], first_only: bool = False, skip_known: Rows | None = None
-    ) -> list[int]:
-        """Return rows whose true similarity reaches the threshold, in order.
-
-        `skip_known` is a union-find forest: once one row of a tree matches, its other rows are not compared.
-        """
-        found: list[int] = []
-        known: set[int] = set()
-        for row in sorted(self._lsh.query(self._signature(shingles))):
-            if skip_known is not None and find(skip_known, row) in known:
-                continue
-            if jaccard(shingles, self.shingles[row]) >= self.similarity:
-                found.append(row)
-                if skip_known is not None:
-                    known.add(find(skip_known, row))
-                if first_only:
-                    break
-        return found
-
-    def _signature(self, shingles: NDArray[np.uint32]) -> MinHash:
-        if self._last is None or self._last[0] is not shingles:
-            signature = self._blank.copy()
-            for start in range(0, len(shingles), _SLICE):
-                signature.update_batch(shingles[start : start + _SLICE].tolist())
-            self._last = (shingles, signature)
-        return self._last[1]
+def _first_equal(forms: Sequence[str]) -> Rows:
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(form, row) for row, form in enumerate(forms)], dtype=np.int64)
 
 
-def bands(similarity: float) -> tuple[int, int]:
-    """Return (bands, rows a band): the most selective LSH that finds 99 % of the pairs at `similarity`."""
-    for rows in range(PERMUTATIONS, 1, -1):
-        count = PERMUTATIONS // rows
-        if count > 1 and 1 - (1 - similarity**rows) ** count >= CANDIDATE_RECALL:
-            return count, rows
-    return PERMUTATIONS, 1
+def _joined_by(keys: Keys, cluster: Rows, sets: ShingleSets, similarity: float) -> Rows:
+    """Return the clusters after joining alike rows of the same key: the first of each key is held against the others,
+    then the next, until every row has been, or 20 of its cluster have."""
+    members, bucket = _shared_keys(np.argsort(keys, kind="stable"), keys)
+    compared = np.zeros(len(members), dtype=np.int64)
+    while len(members):
+        first = np.concatenate(([True], bucket[1:] != bucket[:-1]))
+        one = members[first][np.cumsum(first) - 1][~first]
+        members, bucket, compared = members[~first], bucket[~first], compared[~first]
+        apart = np.flatnonzero(cluster[one] != cluster[members])
+        hits = apart[alike(sets, one[apart], members[apart], similarity)]
+        cluster = join(cluster, one[hits], members[hits])
+        compared = compared + (cluster[one] == cluster[members])
+        left = compared < CLUSTER_MEMBERS_COMPARED
+        members, bucket, compared = members[left], bucket[left], compared[left]
+        several = np.zeros(len(bucket), dtype=bool)
+        several[1:] = bucket[1:] == bucket[:-1]
+        several[:-1] |= several[1:]
+        members, bucket, compared = members[several], bucket[several], compared[several]
+    return cluster
+
+
+def _shared_keys(order: Rows, keys: Keys) -> tuple[Rows, Rows]:
+    """Return the rows that share their key with others, those of a key together, and a number for each key."""
+    ordered = keys[order]
+    new = np.concatenate(([True], ordered[1:] != ordered[:-1]))[: len(order)]
+    bucket = np.cumsum(new) - 1
+    shared = np.bincount(bucket, minlength=1)[bucket] > 1
+    return order[shared], bucket[shared]
+
+
+def _look_up(keys: Keys, near: Rows, sets: ShingleSets, similarity: float) -> None:
+    """Set for each text without a match the first alike training row of its key; the texts come after those rows."""
+    known = len(keys) - len(near)
+    order = np.argsort(keys[:known], kind="stable")
+    ordered = keys[:known][order]
+    waiting = np.flatnonzero(near < 0)
+    place = np.searchsorted(ordered, keys[known + waiting], side="left")
+    end = np.searchsorted(ordered, keys[known + waiting], side="right")
+    width = 1
+    while len(waiting):
+        more = np.minimum(end - place, width)
+        owner = np.repeat(np.arange(len(waiting)), more)
+        step = np.arange(int(more.sum())) - np.repeat(np.cumsum(more) - more, more)
+        proposed = order[place[owner] + step]
+        hits = np.flatnonzero(alike(sets, proposed, known + waiting[owner], similarity))
+        matched, at = np.unique(owner[hits], return_index=True)
+        near[waiting[matched]] = proposed[hits[at]]
+        left = (place + more < end) & (near[waiting] < 0)
+        waiting, place, end = waiting[left], (place + more)[left], end[left]
+        width *= 2
+
+
+def _tell(texts: int, number: int, similarity: float) -> None:
+    if texts >= MANY_TEXTS:
+        log.info("near-duplicates among %d texts: %d of %d bands", texts, number, bands(similarity)[0])

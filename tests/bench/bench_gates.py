@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.expectations import CONTROL_CHARACTERS, MOJIBAKE, one_table
 from tasks.measures import contamination, duplicates, harm, images, labels, semantic, truncation
+from tasks.validation.columns import of_conversations
+from tasks.validation.rules import CONTROL_CHARACTERS, MOJIBAKE
 from tests.bench import planted
 from tests.bench.figures import Figure, publish
 
@@ -33,7 +34,7 @@ def main() -> None:
     figures = [*_texts(), *_mojibake(), *_turns(), *_cut(), *_labels(), *_meanings(), *_images()]
     folder = Path(os.environ.get("RETAIN_TEST_DATA", "shared/data"))
     figures += [figure for measure in (_banking, _stsb, _pneumonia) for figure in measure(folder)]
-    publish("gates", figures, ["numpy", "scipy", "scikit-learn", "datasketch", "cleanlab", "pillow"])
+    publish("gates", figures, ["numpy", "scipy", "scikit-learn", "cleanlab", "pillow"])
 
 
 # --- planted faults ------------------------------------------------------------------------------------
@@ -90,9 +91,7 @@ def _turns() -> Iterator[Figure]:
     for name, changes in faults.items():
         bad = [changes[row % len(changes)](talks[row]) for row in range(200)]
         messages = [json.dumps(talk) for talk in (*bad, *talks[200:])]
-        names = [str(row) for row in range(len(messages))]
-        table = pd.DataFrame({"id": names, "text": names, "group": names, "messages": messages})
-        seen = one_table({"train": table}, [])
+        seen = pd.DataFrame(of_conversations(pd.Series(messages)))
         wrong = seen["empty_turns"] > 0 if name == "empty turns" else ~(
             seen["roles_alternate"] & seen["ends_with_assistant"]
         )  # fmt: skip
