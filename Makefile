@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check bench-eval bench-train bench-mfu vision-bases bench-floors
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check bench-validate bench-eval bench-train bench-mfu vision-bases bench-floors
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -76,8 +76,17 @@ bench-gates: .venv/.installed  ## The data gates: false alarms, power, planted a
 	$(BIN)/python -m tests.bench.bench_gates
 	$(BIN)/python -m tests.bench.bench_gate_tests
 
-bench-check: .venv/.installed  ## What the measures cost at a million rows: time and peak memory
+# Older numpy and pandas than ours: an environment of its own. PyPI's torch for Linux brings CUDA; an index without it will do.
+.venv-rivals/.installed: tests/bench/rivals.txt
+	"$(PYTHON)" -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/bench/rivals.txt
+	@touch $@
+
+bench-check: .venv/.installed .venv-rivals/.installed  ## What the measures cost at a million rows, beside other programs
 	$(BIN)/python -m tests.bench.bench_check
+
+bench-validate: .venv/.installed  ## What validate costs at a million rows: time and peak memory
+	$(BIN)/python -m tests.bench.bench_validate
 
 bench-floors: .venv/.installed  ## What a linear model on words or pixels reaches on the recipes' test sets, in $$RETAIN_DATA
 	$(BIN)/python -m tests.bench.bench_floors
