@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tasks.errors import StageError
 from tasks.families.causal_lm import CausalLM
 from tasks.training import memory
-from tasks.training.memory import compile_blocks, keep_blocks, recompute_blocks
+from tasks.training.memory import compile_blocks, recompute_blocks, restore_blocks
 from tasks.training.vocabulary_loss import BYTES_OF_LOGITS, summed_cross_entropy
 from tests.architectures import ARCHITECTURES, tiny_model
 from tests.short_training import short_trainer
@@ -128,7 +128,7 @@ def test_every_architecture_can_compute_its_blocks_twice_in_less_memory(architec
     once, much = run()
     recompute_blocks(model)
     twice, little = run()
-    keep_blocks(model)
+    restore_blocks(model)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(once, twice, strict=True))
     assert little < much
     assert list(model.state_dict()) == names
@@ -143,6 +143,18 @@ def test_compiled_blocks_read_packs_to_the_same_loss(tmp_path: Path) -> None:
     found = one_step(trainer)
     assert found[0] == pytest.approx(plain[0], abs=1e-6)
     assert torch.allclose(found[1], plain[1], atol=1e-6)
+    assert all(block._compiled_call_impl is None for block in trainer.network.model.layers), "undone"
+
+
+def test_another_pack_is_not_compiled_again(tmp_path: Path) -> None:
+    trainer = short_trainer(tmp_path, **PLAIN)
+    compile_blocks(trainer.network, backend="eager")
+    trainer.model.train_mode()
+    with trainer.fast():
+        trainer._backward(np.arange(8), np.arange(0))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for first in (8, 16, 24):
+                trainer._backward(np.arange(first, first + 8), np.arange(0))
 
 
 # --- logits -------------------------------------------------------------------------------------------

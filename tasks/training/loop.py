@@ -34,8 +34,8 @@ from tasks.training.layers import parameter_groups, rate_share, thawed
 from tasks.training.memory import (
     MICRO_TOKENS,
     compile_blocks,
-    keep_blocks,
     recompute_blocks,
+    restore_blocks,
     retry_smaller,
 )
 from tasks.training.packing import Packing
@@ -136,9 +136,11 @@ class Trainer:
             recompute_blocks(self.network)
         if self.section.compile and self.model.device.startswith("cuda"):
             compile_blocks(self.network)
-        with self.model.packed(self.packing):
-            yield
-        keep_blocks(self.network)
+        try:
+            with self.model.packed(self.packing):
+                yield
+        finally:
+            restore_blocks(self.network)
 
     @contextlib.contextmanager
     def _drawn(self) -> Iterator[None]:

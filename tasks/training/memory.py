@@ -58,10 +58,11 @@ def recompute_blocks(network: nn.Module) -> None:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def keep_blocks(network: nn.Module) -> None:
-    """Undo `recompute_blocks`."""
+def restore_blocks(network: nn.Module) -> None:
+    """Undo `recompute_blocks` and `compile_blocks`."""
     for block in _blocks(network):
         vars(block).pop("forward", None)
+        block._compiled_call_impl = None
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:

@@ -129,6 +129,7 @@ def packed_attention_in(backbone: Any) -> Iterator[None]:
         backbone.set_attn_implementation(before)
 
 
+@torch.compiler.disable  # it would be compiled again for every pack, whose rows are never as long as the last one's
 def packed_attention(
     module: Any,
     query: Tensor,
