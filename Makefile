@@ -96,7 +96,7 @@ bench-eval: .venv/.test  ## Likelihood benchmarks beside lm-evaluation-harness's
 
 bench-train: .venv/.test infra/bench-packages.txt  ## Training speed and memory beside TRL and transformers' Trainer, on data in $$RETAIN_DATA
 	$(PIP) install --quiet --no-deps --requirement infra/bench-packages.txt
-	$(BIN)/python -m tests.bench.bench_train $(STEPS) $(ROWS)
+	$(BIN)/python -m tests.bench.bench_train $(or $(STEPS),5) $(or $(ROWS),8) $(CASES)
 
 bench-mfu: .venv/.installed  ## Model FLOPs utilisation of full fine-tuning and LoRA on the CUDA device that is there
 	$(BIN)/python -m tests.bench.bench_mfu
