@@ -21,6 +21,7 @@ from tasks.paths import Paths
 from tasks.recipe import Bound, Decide, Gate, Suite
 from tasks.reports import (
     CheckReport,
+    Expectation,
     GateItem,
     GateReport,
     Level,
@@ -107,10 +108,15 @@ def _failed_expectations(validated: ValidateReport) -> Measure:
         name=FAILED_EXPECTATIONS,
         value=len(failed),
         meaning="Expectations that failed: "
-        + ("; ".join(f"{item.type} ({item.observed})" for item in failed) or "none")
+        + ("; ".join(f"{item.type}{_of_column(item)} ({item.observed})" for item in failed) or "none")
         + ".",
         remedy="See validate.json for the rows, and correct the raw data or the expectation.",
     )
+
+
+def _of_column(item: Expectation) -> str:
+    column = item.arguments.get("column")
+    return f" of {column}" if column else ""
 
 
 def _overlap(name: str) -> str:

@@ -13,10 +13,11 @@ import pytest
 import tasks.check
 from tasks.check import check
 from tasks.checks.sample import sampled
-from tasks.errors import DataError
+from tasks.errors import DataError, Refused
+from tasks.gate import gate
 from tasks.paths import Paths
-from tasks.recipe import Check
-from tasks.reports import Base, CheckReport, FirstBase, Measure, read_report, write_report
+from tasks.recipe import Bound, Check, Decide, Gate
+from tasks.reports import Base, CheckReport, FirstBase, Measure, ValidateReport, read_report, write_report
 from tests.architectures import word_tokenizer
 from tests.gate_data import BAD, GOOD, Row, ordinary, reviews, write_splits
 
@@ -284,6 +285,16 @@ def test_all_rows_identical(tmp_path: Path) -> None:
     assert "one label only" in measures(report)["label_noise_share"].meaning
 
 
+@pytest.mark.e2e
+def test_a_text_of_ten_megabytes_is_measured_whole(tmp_path: Path) -> None:
+    huge = "lorem ipsum dolor sit amet " * 400_000
+    report = run(tmp_path, {**ordinary(), "train": [*reviews(60), (huge, 0), (huge + "!", 0)]})
+    assert len(huge) > 10_000_000
+    assert value(report, "exact_duplicate_share") == pytest.approx(1 / 62)
+    assert value(report, "truncated_share") >= 2 / 62
+    assert all(len(line) < 500 for measure in report.measures for line in measure.worst)
+
+
 def test_nan_embeddings_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Stand):
         def encode(self, texts: Sequence[str], *, max_length: int) -> np.ndarray:
@@ -336,10 +347,30 @@ def test_ten_dialogues_among_a_thousand_are_clearly_bad_with_a_real_encoder(
     folder = Path(model.origin).parent / "model"
     monkeypatch.setattr(tasks.check, "_encoder", lambda base, schema, paths: load_encoder(folder))
     rows = [(" ".join(map(str, lines)), number % 2) for number, lines in enumerate(dialogues)]
-    report = run(tmp_path, {**ordinary(), "train": rows})
+    np.random.default_rng(7).shuffle(rows)
+    paths = Paths(tmp_path, "sample")
+    report = run(tmp_path, {"train": rows[:840], "validation": rows[840:945], "test": rows[945:]})
     assert len(rows) == 1050
     assert value(report, "effective_diversity") < 0.1
     assert value(report, "exact_duplicate_share") > 0.98
+    assert value(report, "effective_sample_share") < 0.02
+    assert value(report, "leaked_test_share") == 1
+    write_report(
+        paths.validate,
+        ValidateReport(splits=report.splits, rows=1050, expectations=[], failed_expectations=0),
+    )
+    # The bounds that `retain init` proposes.
+    bounds = {
+        "exact_duplicate_share": Bound(warn_above=0.02, refuse_above=0.2),
+        "effective_sample_share": Bound(warn_below=0.5, refuse_below=0.05),
+        "leaked_test_share": Bound(warn_above=0, refuse_above=0.02),
+        "effective_diversity": Bound(warn_below=0.25, refuse_below=0.1),
+    }
+    rule = Decide(confidence=0.95, power=0.8, bootstrap_draws=1000, seed=7)
+    with pytest.raises(Refused) as caught:
+        gate(Gate(failed_expectations=Bound(refuse_above=0), measures=bounds), {}, rule, paths=paths)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == list(bounds)
+    assert not paths.passport.exists()
 
 
 @pytest.mark.realdata

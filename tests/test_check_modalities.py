@@ -171,6 +171,7 @@ def test_both_sides_of_a_pair_count_as_variety_and_are_read(
     assert value(varied, "shared_positive_share") == 0
     assert value(varied, "effective_diversity") > 1.2 * value(found, "effective_diversity")
     assert found["half_leaked_test_share"].value is None
+    assert " | The one answer." in found["effective_diversity"].worst[0]
 
 
 def test_a_short_benchmark_text_is_found_on_either_side_of_a_pair(

@@ -83,7 +83,7 @@ def test_unknown_tokens_and_words_are_counted(tokenizer: Any) -> None:
     table = pd.DataFrame({"text": ["good phone", "xyzzy plugh good"]})
     found = audit(table, tokenizer, "text-classification", 64)
     assert found.unknown.tolist() == [0, 2]
-    assert found.words.tolist() == [2, 3]
+    assert found.words.tolist() == found.plain.tolist() == [2, 3]
     assert found.supervised.tolist() == found.tokens.tolist()
 
 
@@ -91,3 +91,16 @@ def test_plain_text_ends_with_the_end_token_and_all_of_it_carries_loss(tokenizer
     found = audit(pd.DataFrame({"text": ["good phone"]}), tokenizer, "causal-lm", 64)
     assert found.supervised.tolist() == found.tokens.tolist() == [3]
     assert found.ends.tolist() == [True]
+
+
+def test_roles_out_of_order_are_seen(tokenizer: Any) -> None:
+    system = {"role": "system", "content": "hello"}
+    late, twice, cut = [*TWICE, system], [HELLO[0], *HELLO], TWICE[:3]
+    found = audit(chats(HELLO, [system, *TWICE], late, twice, cut), tokenizer, "causal-lm", 64)
+    assert found.in_order.tolist() == [True, True, False, False, False]
+    assert audit(pd.DataFrame({"text": ["good"]}), tokenizer, "causal-lm", 64).in_order.all()
+
+
+def test_the_end_token_of_a_text_is_not_unknown_where_the_two_are_one(tokenizer: Any) -> None:
+    tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token  # as GPT-2 has it
+    assert audit(pd.DataFrame({"text": ["good phone"]}), tokenizer, "causal-lm", 64).unknown.tolist() == [0]

@@ -49,11 +49,11 @@ def _read_texts(rows: pd.DataFrame) -> pd.DataFrame:
     if not sides:
         return rows
     others = [rows.assign(text=rows[side], id=rows["id"].astype(str) + f" ({side})") for side in sides]
-    return pd.concat([rows, *others], ignore_index=True)
+    return pd.concat([rows, *others], ignore_index=True).drop(columns=sides)
 
 
 def _read_of(rows: pd.DataFrame, found: tokens.Audit, length: int) -> list[Measure]:
-    of = f"{len(rows)} training {'texts' if 'positive' in rows else 'rows'}"
+    of = f"{len(rows)} training texts"
     words = np.maximum(found.words, 1)
     short, long = np.quantile(words, [0.1, 0.9])
     return [
@@ -73,10 +73,11 @@ def _read_of(rows: pd.DataFrame, found: tokens.Audit, length: int) -> list[Measu
         ),
         Measure(
             name="tokens_per_word",
-            value=round(float(found.tokens.sum() / max(found.words.sum(), 1)), 4),
-            meaning=f"Fertility: tokens a word in {of}. Plain English has 1.2 to 1.5; much more says that the tokenizer "
-            "was made for other texts.",
+            value=round(float(found.plain.sum() / max(found.words.sum(), 1)), 4),
+            meaning=f"Fertility: tokens a word in {of}, special tokens apart. Plain English has 1.1 to 1.5; much more "
+            "says that the tokenizer was made for other texts.",
             remedy="Take a base whose tokenizer was made for texts like these.",
+            worst=_most(rows, found.plain / words, "tokens a word"),
         ),
         Measure(
             name="length_spread",
@@ -84,6 +85,7 @@ def _read_of(rows: pd.DataFrame, found: tokens.Audit, length: int) -> list[Measu
             meaning=f"How much longer the long {of} are than the short ones: the 90th percentile of their words "
             f"({long:.0f}) over the 10th ({short:.0f}). 1 is a template.",
             remedy="Collect texts of the lengths that the model will meet.",
+            worst=_most(rows, words, "words"),
         ),
     ]
 
@@ -94,7 +96,7 @@ def _read_there(name: str, there: tokens.Audit, home: tokens.Audit) -> list[Meas
     def ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> float:
         return float(part.sum() / max(int(whole.sum()), 1))
 
-    fertility = ratio(there.tokens, there.words), ratio(home.tokens, home.words)
+    fertility = ratio(there.plain, there.words), ratio(home.plain, home.words)
     unknown = ratio(there.unknown, there.tokens), ratio(home.unknown, home.tokens)
     length = float(np.mean(there.tokens)), float(np.mean(home.tokens))
     return [
@@ -168,6 +170,11 @@ def _roles(rows: pd.DataFrame, found: tokens.Audit) -> list[Measure]:
             worst=_worst_rows(rows, found.tokens, ~found.in_order, "tokens"),
         )
     ]
+
+
+def _most(rows: pd.DataFrame, figures: NDArray[np.floating], unit: str) -> list[str]:
+    order = np.argsort(-figures, kind="stable")[:WORST].tolist()
+    return [f"{row_name(rows, row)} ({figures[row]:.4g} {unit}): {extract(rows, row)}" for row in order]
 
 
 def _worst_rows(

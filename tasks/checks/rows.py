@@ -60,6 +60,7 @@ def copies(train: pd.DataFrame, similarity: float) -> list[Measure]:
             meaning=f"Effective sample size over {len(near)} training rows, when near-copies say one thing together: 1 "
             "has no copies; a cluster that holds a tenth of the rows costs far more than as many pairs.",
             remedy="Keep one row a cluster of near-copies, the largest clusters first.",
+            worst=largest_clusters(train, near),
         ),
     ]
 
@@ -282,7 +283,8 @@ def cut_off(train: pd.DataFrame) -> Measure:
 
 
 def wording(train: pd.DataFrame) -> Measure:
-    value, drawn = diversity.distinct_bigrams(train["text"].tolist())
+    texts = train["text"].tolist()
+    value, drawn = diversity.distinct_bigrams(texts)
     return Measure(
         name="distinct_2",
         value=round(value, 4) if drawn else None,
@@ -291,4 +293,8 @@ def wording(train: pd.DataFrame) -> Measure:
         if drawn
         else "Inconclusive: no text has two words.",
         remedy="Look for templates and repeated phrases; collect texts from more sources.",
+        worst=[
+            f"{count} times: {first} {second}"
+            for (first, second), count in diversity.common_bigrams(texts, WORST)
+        ],
     )

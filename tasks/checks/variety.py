@@ -55,11 +55,21 @@ def variety(train: Sample, reference: Reference, seed: int) -> list[Measure]:
             value=round(found.value, 4),
             interval=rounded(found.interval),
             meaning=f"Diversity (Vendi score) of {size} training rows over that of {size} {reference.what}: 1 is as "
-            f"varied.{'' if 'image' in train.rows else KNOWN}",
+            f"varied.{'' if 'image' in train.rows else KNOWN} Shown are the rows most like all others.",
             remedy=remedy,
+            worst=_most_alike(train),
         )
     )
     return measures
+
+
+def _most_alike(train: Sample) -> list[str]:
+    """Return the rows whose mean cosine with all others is highest."""
+    norms = np.linalg.norm(train.vectors, axis=1, keepdims=True)
+    unit = train.vectors / np.maximum(norms, 1e-12)
+    cosine = unit @ unit.mean(axis=0)
+    order = np.argsort(-cosine.round(4), kind="stable")[:WORST].tolist()
+    return [f"{cosine[row]:.2f}: {row_name(train.rows, row)}: {extract(train.rows, row)}" for row in order]
 
 
 def variety_by_class(train: Sample, reference: Reference, names: Sequence[str], seed: int) -> Measure:
@@ -93,8 +103,9 @@ def reworded(train: Sample, similarity: float) -> Measure:
     return Measure(
         name="semantic_duplicate_share",
         value=round(1 - len(np.unique(found.clusters)) / len(rows), 4) if len(rows) else None,
-        meaning=f"Share of {len(rows)} training rows that could go if one row stayed of each cluster of rows that mean "
-        f"the same (cosine of embeddings ≥ {similarity}; copies and near-copies are among them). {found.pairs} pairs do.",
+        meaning=f"Share of {len(rows)} training rows, those that are embedded, that could go if one row stayed of each "
+        f"cluster of rows that mean the same (cosine of embeddings ≥ {similarity}; copies are among them). "
+        f"{found.pairs} pairs do. A sample shows fewer than the whole set has.",
         remedy="Keep one wording a meaning where they add nothing, or collect other meanings.",
         worst=[
             f"{cosine:.2f}: {row_name(rows, one)} {extract(rows, one)} ~ {row_name(rows, other)} {extract(rows, other)}"

@@ -35,7 +35,9 @@ def row_name(table: pd.DataFrame, row: int) -> str:
 
 
 def extract(table: pd.DataFrame, row: int) -> str:
-    return short(table["text"].iloc[row])
+    """Return the beginning of a row's text; of a pair, of both texts."""
+    text = short(table["text"].iloc[row])
+    return f"{text} | {short(table['positive'].iloc[row])}" if "positive" in table else text
 
 
 def short(text: str) -> str:

@@ -140,9 +140,7 @@ def distinct_bigrams(texts: Iterable[str], size: int = 2_000) -> tuple[float, in
     length: the expectation over subsamples without replacement in closed form (Hurlbert 1971), which needs no
     random draw.
     """
-    counts: Counter[tuple[str, str]] = Counter()
-    for text in texts:
-        counts.update(itertools.pairwise(_WORD.findall(text.casefold())))
+    counts = _bigrams(texts)
     total = sum(counts.values())
     drawn = min(size, total)
     if not drawn:
@@ -150,6 +148,18 @@ def distinct_bigrams(texts: Iterable[str], size: int = 2_000) -> tuple[float, in
     occurrences, frequency = np.unique(np.fromiter(counts.values(), dtype=np.int64), return_counts=True)
     missed = _chance_missed(occurrences, total, drawn)
     return float(np.sum(frequency * (1 - missed)) / drawn), drawn
+
+
+def common_bigrams(texts: Iterable[str], most: int) -> list[tuple[tuple[str, str], int]]:
+    """Return the word pairs that occur most often, and how often; of equals the first in the alphabet."""
+    return sorted(_bigrams(texts).items(), key=lambda item: (-item[1], item[0]))[:most]
+
+
+def _bigrams(texts: Iterable[str]) -> Counter[tuple[str, str]]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for text in texts:
+        counts.update(itertools.pairwise(_WORD.findall(text.casefold())))
+    return counts
 
 
 def class_counts(labels: Sequence[int], classes: int) -> NDArray[np.int64]:

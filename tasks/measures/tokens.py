@@ -26,6 +26,8 @@ class Audit:
 
     tokens: NDArray[np.int64]
     """Tokens, nothing cut."""
+    plain: NDArray[np.int64]
+    """Those of them that are no special ones, such as what begins and ends a text or a turn."""
     words: NDArray[np.int64]
     cut: NDArray[np.bool_]
     """Whether the row is longer than what is read of it."""
@@ -53,8 +55,10 @@ def audit(table: pd.DataFrame, tokenizer: Any, task: str, max_length: int) -> Au
     begin = tokenizer.bos_token_id
     unknown = _unknown(tokenizer)
     ending = _ending(tokenizer)
+    special = set(tokenizer.all_special_ids) - {unknown}
     return Audit(
         tokens=np.array([len(ids) for ids, _ in rows], dtype=np.int64),
+        plain=np.array([sum(token not in special for token in ids) for ids, _ in rows], dtype=np.int64),
         words=np.array([len(re.findall(r"\w+", text)) for text in table["text"]], dtype=np.int64),
         cut=np.array([len(ids) > max_length for ids, _ in rows], dtype=bool),
         unknown=np.array(
