@@ -2,6 +2,8 @@
 SHELL := /bin/sh
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Processes that share the test suite; the files of tests are dealt out whole.
+WORKERS ?= 2
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -33,7 +35,7 @@ demo: .venv/.demo  ## Fine-tune a real sentiment model and release it, end to en
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/retain run sentiment
 
 test: .venv/.demo  ## Run the test suite (offline, CPU)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 test-slow: .venv/.test  ## Run the slow tests: servers, whole pipelines, real weights and data
 	$(BIN)/pytest -m "e2e or realdata"
