@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from flows.cli import app
+from flows.tune import search
 from flows.workspace import change_recipe
 from tasks import tune as module
 from tasks.__main__ import run_stage
@@ -240,3 +244,56 @@ def test_a_search_that_could_not_be_run_is_refused_with_the_recipe(
         return
     with pytest.raises(ConfigError, match=said):
         load_recipe(recipe)
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+FOUND = [
+    Trial(
+        1,
+        {"finetune.method": "lp-ft", "finetune.learning_rate": 2e-4, "finetune.lora": None},
+        "complete",
+        gain=0.08,
+        alpha=0.6,
+        path="lines",
+        tuned_gain=0.1,
+        losses={"constitution": 0.06, "conversations": 0.01},
+        kept={"constitution": 0.015, "conversations": -0.01},
+        model="abc",
+    ),
+    Trial(0, {"finetune.method": "full", "finetune.learning_rate": 1e-3}, "failed: step 3: the loss is nan"),
+]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, found: list[Trial]) -> Result:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setattr("flows.tune.search", lambda *given: found)
+    return CliRunner().invoke(app, ["tune", "sentiment", "--no-run"])
+
+
+def test_the_command_shows_every_trial_and_how_to_run_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = command(monkeypatch, FOUND)
+    assert done.exit_code == 0, done.output
+    best, failed = (
+        next(line for line in done.output.splitlines() if word in line) for word in ("lp-ft", "nan")
+    )
+    for word in ("+0.0800", "0.6", "50%", "+0.1000", "200%", "method lp-ft, learning_rate 0.0002"):
+        assert word in best
+    assert "learning_rate 0.001" in failed
+    settings = shlex.split(done.output.rpartition("retain run sentiment ")[2])
+    assert settings[1::2] == [
+        'finetune.method="lp-ft"',
+        "finetune.learning_rate=0.0002",
+        "finetune.lora=null",
+    ]
+
+
+def test_the_command_refuses_when_nothing_was_gained(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = command(monkeypatch, FOUND[1:])
+    assert isinstance(done.exception, Refused)
+    assert done.exception.problems == ["trial 0 failed: step 3: the loss is nan"]
+
+
+def test_a_recipe_without_a_search_is_told_before_anything_is_built(paths: Paths) -> None:
+    with pytest.raises(ConfigError, match=r"recipes/tiny.yaml has no section `tune`"):
+        search(paths.root, "tiny", None, print)

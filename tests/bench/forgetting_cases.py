@@ -21,7 +21,7 @@ from tasks.recipe import Recipe, recipe_path
 from tests.bench.figures import ROOT
 
 OURS = "Retain"
-"""The training of `Case.ours`, mixed with the base as far as the budget allows."""
+"""A training that is held to what the base knows, `Case.ours`, mixed with the base as far as the budget allows."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Method:
 
 LORA = {"rank": 8, "alpha": 16.0}
 HARD = 3.0
-"""Times the rate at which ours trains: it forgets too much, and learns most."""
+"""Times the rate at which models learn fast and forget much."""
 METHODS = (
     Method("full", 0, {"method": "full"}),
     Method("full, rate / 3", 0, {"method": "full"}, 1 / 3),
@@ -56,6 +56,8 @@ METHODS = (
     Method("replay 25 %", 4, {"method": "full", "replay_share": 0.25}, replays=True),
 )
 """Where a method does not say how the rest trains, it is by LP-FT where there is a head, else in full."""
+HELD = Method(OURS, -1, {"method": "lp-ft", "freeze_layers": 0.5}, 2.0)
+REPLAYED = Method(OURS, -1, {"method": "full", "replay_share": 0.25}, HARD)
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Case:
     """The rate of every method, as a multiple of its usual one."""
     train_rows: int
     validation_rows: int
-    ours: str
-    """The method whose training ours mixes with the base."""
+    ours: Method
+    """How ours trains, before it is mixed with the base; found on the selection halves with other seeds."""
     lora_targets: tuple[str, ...] = ()
     arrange: Callable[[Path], None] | None = None
     """Makes raw files of raw files, in the folder of the recipe."""
@@ -83,17 +85,24 @@ class Case:
         """Name all that the trainings of this case depend on, but the code."""
         recipe = yaml.safe_load(recipe_path(ROOT, self.recipe).read_text(encoding="utf-8"))
         sections = [recipe[name] for name in ("base", "data", "finetune", "merge", "evaluate", "decide")]
-        sizes = [self.changes, self.times, self.train_rows, self.validation_rows, self.ours]
+        sizes = [self.changes, self.times, self.train_rows, self.validation_rows]
         return f"{self.recipe}-{hashlib.sha256(json.dumps([*sections, *sizes]).encode()).hexdigest()[:8]}"
 
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Return where its splits and benchmarks are prepared."""
+        versions = yaml.safe_load((ROOT / "tasks" / "versions.yaml").read_text(encoding="utf-8"))
+        return ROOT / "data" / "bench-forgetting" / f"{self.key}-{versions['prepare']}"
+
     def methods(self, recipe: Recipe) -> list[Method]:
-        """Return the methods that this task knows; replay needs trainable rows of the original domain."""
+        """Return ours, and the methods that this task knows; replay needs trainable rows of the original domain."""
         known = USUAL_RATES[recipe.task]
-        return [
+        alone = [
             method
             for method in METHODS
             if method.changes.get("method", "full") in known and (recipe.data.replay or not method.replays)
         ]
+        return [self.ours, *alone]
 
     def finetune(self, method: Method, seed: int, recipe: Recipe) -> dict[str, Any]:
         """Return the section `finetune` of one training."""
@@ -157,9 +166,9 @@ CASES = (
             "merge.paths": ["wise-ft", "lines"],
         },
         1.0,
-        480,
-        200,
-        "LP-FT, rate × 3",
+        320,
+        120,
+        HELD,
     ),
     Case(
         "support-chat",
@@ -210,20 +219,28 @@ CASES = (
             "merge.alphas": [0.0, 0.2, 0.4, 0.6, 0.8, 1.0],
         },
         2.5,
-        32,
-        12,
-        "full, rate × 3",
+        24,
+        10,
+        REPLAYED,
         arrange=keep_text_for_replay,
     ),
     Case(
         "medical-imaging",
         "Chest X-rays: a small ResNet from CIFAR-10",
         "accuracy on the test split, over the base with a linear probe",
-        {"finetune.epochs": 4, "merge.paths": ["wise-ft", "lines"]},
-        1.0,
-        600,
-        200,
-        "LP-FT, rate × 3",
+        # The published test images are of another kind than the training ones: on them a linear probe of this base is
+        # as good as tuning (0.864 to 0.865). Put together and split at random, there is something to gain.
+        {
+            "data.train": {"file": "labels.csv", "image": "file", "image_folder": "images", "id": "file"},
+            "data.test": None,
+            "data.test_share": 0.3,
+            "finetune.epochs": 5,
+            "merge.paths": ["wise-ft", "lines"],
+        },
+        2.0,
+        824,
+        322,
+        HELD,
         lora_targets=("convolution",),
     ),
 )

@@ -215,6 +215,7 @@ def _text(
     if turn:
         place = f'transform="translate({turn[0]:.1f} {turn[1]:.1f}) rotate(-90)"'
     return (
-        f'<text {place} text-anchor="{anchor}" font-size="{size:g}" font-weight="{weight}" fill="{fill}">'
+        f'<text {place} text-anchor="{anchor}" font-size="{size:g}" font-weight="{weight}" fill="{fill}" '
+        f'paint-order="stroke" stroke="white" stroke-opacity="0.85" stroke-width="3">'
         f"{escape(words)}</text>"
     )
