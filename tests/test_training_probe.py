@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tasks.errors import StageError
-from tasks.training.probe import fit_probe, fresh_head
+from tasks.training.probe import fit_label_probes, fit_probe, fresh_head
 
 
 def features(classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,3 +80,18 @@ def test_features_that_differ_by_rounding_alone_tell_nothing() -> None:
     assert not weights["weight"].any()
     assert torch.softmax(weights["bias"], 0)[1] == pytest.approx(1 / 3, abs=0.01)
     assert accuracy == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several"])
+def test_a_dead_feature_gets_no_weight_whatever_it_tells(several: bool) -> None:
+    """As in MiniLM: a unit with a spread of 10⁻⁹. Scaled up it would count millions of times what it moves later."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 2, 90)
+    features = draw.normal(size=(90, 8)).astype(np.float32)
+    features[:, 3] = 1e-9 * (labels + 0.1 * draw.normal(size=90))
+    features[:, 5] = 0.0
+    targets = np.stack([labels, 1 - labels], axis=1).astype(np.float32) if several else labels
+    parts = features[:60], targets[:60], features[60:], targets[60:]
+    head = fit_label_probes(*parts) if several else fit_probe(*parts, 2)[0]
+    assert (head["weight"][:, [3, 5]] == 0).all()
+    assert 0 < float(head["weight"].abs().max()) < 10

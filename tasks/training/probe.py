@@ -11,6 +11,9 @@ from tasks.errors import StageError
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 ROUNDING = 1e-6
 """Relative to the feature: fp32 keeps some seven digits, and a sum over a text's tokens loses one."""
+DEAD = 1e-3
+"""Relative to the features' median spread. A dead unit (MiniLM has three, one with a spread of 10⁻⁹) may tell labels
+apart, but only with weights that ruin the model as soon as the unit moves in training."""
 
 
 def fit_probe(
@@ -52,9 +55,10 @@ def fit_probe(
 
 
 def _spread(features: np.ndarray) -> np.ndarray:
-    """Return each feature's deviation, `(dim,)`; infinite where it is but the rounding of fp32, which tells nothing."""
+    """Return each feature's deviation, `(dim,)`; infinite, so that it gets no weight, where it is rounding or dead."""
     spread = features.std(axis=0)
-    return np.where(spread > ROUNDING * np.abs(features).max(axis=0), spread, np.inf)
+    alive = (spread > ROUNDING * np.abs(features).max(axis=0)) & (spread > DEAD * np.median(spread))
+    return np.where(alive, spread, np.inf)
 
 
 def fit_label_probes(
