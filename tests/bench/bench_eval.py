@@ -8,6 +8,7 @@ the model, the data and the task is the same for both and left out. Runs alterna
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -15,13 +16,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tasks.files import write_text
 from tasks.forgetting.likelihood import Scorer
 from tasks.forgetting.lm_tasks import harness_model
 from tasks.forgetting.suites import TOKENS_A_BATCH
@@ -36,6 +38,10 @@ MAX_LENGTH = 512
 SAME = 1e-4
 """Nats: log-likelihoods differ by no more; answers only where the margin between the best two is below it."""
 GOAL = 2.0
+
+
+Scores = list[list[float]]
+"""Log-likelihoods of each question's choices."""
 
 
 @dataclass(frozen=True)
@@ -83,27 +89,54 @@ class Race:
     """At which the harness was fastest."""
     seconds: list[tuple[float, float]]
     """The harness's and ours, a run each."""
-    theirs: list[np.ndarray]
-    """Log-likelihoods of each question's choices."""
-    ours: list[np.ndarray]
+    theirs: Scores
+    ours: Scores
 
 
 def main() -> None:
     """Print and write the ratio of speeds and the differences of results, a task each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", choices=[asked.name for asked in TASKS], help="this one only, with --kept")
+    parser.add_argument("--questions", type=int, help="ask so many of each instead")
+    parser.add_argument("--kept", type=Path, help="file of tasks that are done; they are not asked again")
+    given = parser.parse_args()
     data = Path(os.environ.get("RETAIN_DATA", ""))
     if not (data / "bench_arc_easy").is_dir():
         sys.exit("RETAIN_DATA names no folder with bench_arc_easy/: see docs/datasets.md")
     os.environ["TQDM_DISABLE"] = "1"
-    network, tokenizer = _model()
-    with tempfile.TemporaryDirectory() as folder:
-        races = [_race(asked, data, Path(folder), network, tokenizer) for asked in TASKS]
+    asked = [replace(task, questions=given.questions or task.questions) for task in TASKS]
+    done = _read_kept(given.kept)
+    missing = [task for task in asked if task.name not in done and given.task in (None, task.name)]
+    if missing:
+        network, tokenizer = _model()
+        with tempfile.TemporaryDirectory() as folder:
+            for task in missing:
+                done[task.name] = _race(task, data, Path(folder), network, tokenizer)
+                _keep(given.kept, done)
+    if len(done) == len(asked):
+        _publish([done[task.name] for task in asked])
+
+
+def _publish(races: Sequence[Race]) -> None:
     figures = [figure for race in races for figure in _figures(race)]
-    together = [
-        sum(race.seconds[run][0] for race in races) / sum(race.seconds[run][1] for race in races)
-        for run in range(REPEATS)
-    ]
-    figures.append(_speed("all three together", together, sum(asked.questions for asked in TASKS)))
+    sums = [[sum(race.seconds[run][side] for race in races) for side in (0, 1)] for run in range(REPEATS)]
+    together = [theirs / ours for theirs, ours in sums]
+    figures.append(_speed("all three together", together, sum(race.asked.questions for race in races)))
     publish("eval", figures, ["torch", "transformers", "lm-eval"])
+
+
+def _read_kept(path: Path | None) -> dict[str, Race]:
+    if path is None or not path.is_file():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return {row["asked"]["name"]: Race(**{**row, "asked": Asked(**row["asked"])}) for row in kept}
+
+
+def _keep(path: Path | None, races: dict[str, Race]) -> None:
+    if path is not None:
+        write_text(path, json.dumps([asdict(race) for race in races.values()]))
 
 
 def _model() -> tuple[Any, Any]:
@@ -167,7 +200,7 @@ def _write_task(asked: Asked, data: Path, folder: Path) -> Path:
     return file
 
 
-def _ask(timed: Timed, file: Path, asked: Asked) -> list[np.ndarray]:
+def _ask(timed: Timed, file: Path, asked: Asked) -> Scores:
     """Return the log-likelihoods of each question's choices, in the order of the questions."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -181,7 +214,7 @@ def _ask(timed: Timed, file: Path, asked: Asked) -> list[np.ndarray]:
             log_samples=True,
         )
     samples = sorted(results["samples"][f"asked_{asked.name}"], key=lambda sample: sample["doc_id"])
-    return [np.array([answer[0] for answer in sample["filtered_resps"]]) for sample in samples]
+    return [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples]
 
 
 def _seconds(timed: Timed, file: Path, asked: Asked) -> float:
@@ -189,12 +222,10 @@ def _seconds(timed: Timed, file: Path, asked: Asked) -> float:
     return timed.seconds
 
 
-def _differences(asked: Asked, theirs: list[np.ndarray], ours: list[np.ndarray]) -> Iterator[Figure]:
-    most = max(float(np.abs(a - b).max()) for a, b in zip(theirs, ours, strict=True))
-    others = sum(
-        bool(a.argmax() != b.argmax() and np.diff(np.sort(a)[-2:])[0] >= SAME)
-        for a, b in zip(theirs, ours, strict=True)
-    )
+def _differences(asked: Asked, theirs: Scores, ours: Scores) -> Iterator[Figure]:
+    pairs = [(np.array(a), np.array(b)) for a, b in zip(theirs, ours, strict=True)]
+    most = max(float(np.abs(a - b).max()) for a, b in pairs)
+    others = sum(bool(a.argmax() != b.argmax() and np.diff(np.sort(a)[-2:])[0] >= SAME) for a, b in pairs)
     name = asked.name
     yield Figure(
         f"{name}: largest difference of a log-likelihood",
