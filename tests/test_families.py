@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tasks.families import family, load_model
+from tasks.families.causal_lm import CausalLM
 from tasks.families.interface import Model, interpolate
 from tasks.forgetting.drift import drift
 from tasks.models import weights_fingerprint
@@ -201,6 +202,16 @@ def _moves(start: Model, tuned: Model, held: pd.DataFrame) -> None:
     else:
         assert moved.task_kl is not None
         assert moved.task_kl > 0 == pytest.approx(still.task_kl, abs=1e-6)
+
+
+def test_the_nats_of_a_row_are_what_measure_averages_and_a_cut_row_has_none(bases: Path) -> None:
+    model, _ = begun("chat", make_base("llama", bases))
+    assert isinstance(model, CausalLM)
+    table = rows("chat", 6)
+    nats, tokens = model.nats(table, 32).T
+    np.testing.assert_allclose(nats / tokens, model.measure(table).losses, rtol=1e-5)
+    assert tokens.tolist() == [3] * 6, "love it <|im_end|>"
+    assert (model.nats(table, 5) == 0).all()
 
 
 @pytest.mark.parametrize("architecture", ["bert", "llama", "mamba", "mamba2", "resnet", "convnext", "vit"])
