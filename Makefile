@@ -7,7 +7,7 @@ WORKERS ?= 2
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check bench-validate bench-eval bench-train bench-mfu vision-bases bench-floors
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check bench-harm bench-validate bench-eval bench-train bench-mfu vision-bases bench-floors
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -102,6 +102,9 @@ bench-train: .venv/.test infra/bench-packages.txt  ## Training speed and memory 
 
 bench-mfu: .venv/.installed  ## Model FLOPs utilisation of full fine-tuning and LoRA on the CUDA device that is there
 	$(BIN)/python -m tests.bench.bench_mfu
+
+bench-harm: .venv/.demo  ## The accuracy to expect elsewhere, beside the measured one, over real pairs ($$RETAIN_TEST_DATA, make vision-bases)
+	$(BIN)/python -m tests.bench.bench_harm
 
 vision-bases: .venv/.installed  ## Pretrain a small ResNet and a small ViT on CIFAR-10 images in $$RETAIN_DATA, for medical-imaging
 	@test -d "$(RETAIN_DATA)/cifar10_small" || \

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.checks import labels, pairs, reading, rows, surprise, targets, variety
-from tasks.checks.sample import Sample, enough, sampled, too_small
+from tasks.checks.sample import Sample, enough, sampled, sampled_target, too_small
 from tasks.checks.variety import Reference
 from tasks.embeddings import Encoder, embed, vectors_folder
 from tasks.errors import DataError
+from tasks.measures.harm import study
 from tasks.measures.labels import probe as fit_probe
 from tasks.measures.reference import REFERENCE_TEXTS
 from tasks.paths import Paths
@@ -131,7 +132,7 @@ def _of_embeddings(section: Check, schema: SplitSchema, embedded: Embedded) -> I
     if schema.labels:
         yield variety.variety_by_class(train, reference, schema.labels, section.seed)
     yield from targets.distance(train, embedded.original, section)
-    probe = None
+    probe = home = None
     if schema.labels:
         log.info("Fitting probes on %d training rows", len(train.rows))
     if schema.multi_label:
@@ -139,6 +140,8 @@ def _of_embeddings(section: Check, schema: SplitSchema, embedded: Embedded) -> I
     elif schema.labels:
         if enough(train):
             probe = fit_probe(train.vectors, train.labels, train.groups, section.seed)
+        if probe and embedded.targets:
+            home = study(train.vectors, probe, train.labels, train.groups, section.seed)
         yield labels.label_noise(train, probe, schema.labels)
     for target in embedded.targets:
         log.info("Comparing with target %s", target.name)
@@ -147,7 +150,7 @@ def _of_embeddings(section: Check, schema: SplitSchema, embedded: Embedded) -> I
         yield targets.covered(train, target)
         if schema.labels:
             yield targets.label_shift(train, target, probe, schema.labels, section.seed)
-            yield targets.expected_accuracy(train, target, probe, section.seed)
+            yield targets.expected_accuracy(train, target, home)
 
 
 def _of_likelihoods(
@@ -191,7 +194,8 @@ def _embedded(
     what = "image" if "image" in tables["train"] else "text"
     names = ["train", *target_names(schema), ORIGINAL]
     tables = {**tables, ORIGINAL: rows.original_examples(paths)}
-    chosen = {name: sampled(tables[name], section.max_rows, section.seed) for name in names}
+    draw = {name: sampled_target for name in target_names(schema)}
+    chosen = {name: draw.get(name, sampled)(tables[name], section.max_rows, section.seed) for name in names}
     sides = [side for side in (what, "positive") if side in tables["train"]]
     reference = list(REFERENCE_TEXTS) if what == "text" else []
     contents = [

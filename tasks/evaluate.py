@@ -29,7 +29,7 @@ from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.suites import read_suite
 from tasks.models import pick_device
 from tasks.paths import Paths, registry_root
-from tasks.recipe import Decide, Evaluate
+from tasks.recipe import UNLABELLED, Decide, Evaluate
 from tasks.sources import base_folder
 from tasks.splits import first_by_hash, read_splits, target_names
 from tasks.tables import has_label_lists, indicators, write_table
@@ -124,8 +124,9 @@ def _targets(
     schema, tables = read_splits(paths)
     champion = _champion(pin, candidate, section, paths)
     samples = {"test": tables["test"]} | {
-        name: first_by_hash(tables[name], section.max_target_rows, SAMPLE_SEED)
+        name: first_by_hash(rows, section.max_target_rows, SAMPLE_SEED)
         for name in target_names(schema)
+        if len(rows := _labelled(name, tables[name]))
     }
     for name, rows in samples.items():
         found = {"base": kept_measure(start, rows), "candidate": kept_measure(candidate, rows)}
@@ -147,6 +148,14 @@ def _targets(
             outcome.examples,
         )
         yield outcome
+
+
+def _labelled(name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that can be scored: a target may lack labels."""
+    if "label" not in rows or has_label_lists(rows) or not (absent := rows["label"] == UNLABELLED).any():
+        return rows
+    log.info("%s: %d of %d rows have no label and are not scored", name, int(absent.sum()), len(rows))
+    return rows[~absent]
 
 
 def _target(name: str, table: pd.DataFrame, metric: str, rule: Decide) -> reports.TargetOutcome:

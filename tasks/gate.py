@@ -165,12 +165,30 @@ def _verdict(measure: Measure, bound: Bound) -> tuple[Level, str]:
     value = measure.value
     seen = f"{value:.4g}"
     if measure.interval:
-        seen += f" (95 % interval {measure.interval[0]:.4g} to {measure.interval[1]:.4g})"
+        seen += f" ({100 * measure.confidence:g} % interval {measure.interval[0]:.4g} to {measure.interval[1]:.4g})"
     limits = _limits(bound)
     for limit in limits:
         if value > limit.value if limit.above else value < limit.value:
-            return limit.level, f"{seen} is {limit}. {measure.meaning}"
+            held = _why_not_refused(measure, limit)
+            level: Level = "warn" if held else limit.level
+            return level, f"{seen} is {limit}{held}. {measure.meaning}"
     return "pass", f"{seen} is not {' and not '.join(map(str, limits))}."
+
+
+def _why_not_refused(measure: Measure, limit: _Limit) -> str:
+    """Return why an estimate that is beyond a refusing limit only warns, or nothing when it refuses.
+
+    What is estimated from unlabelled rows may be wrong for a reason that they do not show; what few labelled rows say
+    may be chance.
+    """
+    if limit.level != "refuse" or measure.backed_by is None:
+        return ""
+    if not measure.backed_by:
+        return ", but no labelled row backs it, so it warns"
+    low, high = measure.interval or (-math.inf, math.inf)
+    if low <= limit.value if limit.above else high >= limit.value:
+        return ", but its interval reaches the bound, so it warns"
+    return ""
 
 
 @dataclass(frozen=True)

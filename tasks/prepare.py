@@ -153,7 +153,8 @@ def _refuse_thin_splits(tables: Mapping[str, pd.DataFrame], data: Data) -> None:
         if len(rows) < MIN_ROWS_A_CLASS:
             problems.append(f"{name}: {len(rows)} row(s), at least {MIN_ROWS_A_CLASS} are needed")
             continue
-        for label in data.labels if name != REPLAY else []:
+        of_target = name in data.targets and data.targets[name].may_lack_labels
+        for label in data.labels if name != REPLAY and not of_target else []:
             count = _rows_with(label, rows)
             if data.multi_label and len(rows) - count < MIN_ROWS_A_CLASS:
                 problems.append(f"{name}: all but {len(rows) - count} row(s) have the label {label!r}")

@@ -22,6 +22,8 @@ NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 SPLITS = ("train", "validation", "test")
 REPLAY = "replay"
+UNLABELLED = -1
+"""The label in a split table of a target's row that has none."""
 ORIGINAL = "original"
 """What `check` calls the examples of the original benchmarks."""
 LABELLED = ("text-classification", "image-classification")
@@ -72,6 +74,9 @@ class Table(Section):
     """Column that holds the label, where the task has labels; with `data.multi_label` a list of them."""
     label_separator: str | None = Field(default=None, min_length=1)
     """With `data.multi_label`, where rows hold no lists (CSV and TSV): what stands between the labels of a row."""
+    may_lack_labels: bool = False
+    """Of a target: rows without a label are kept, and the column may be absent. `check` estimates the accuracy there,
+    from the labelled rows too where there are some; `evaluate` scores the labelled rows only."""
     messages: str | None = None
     """Causal LM: column that holds a conversation, a list of {role, content}; without it rows are plain text."""
     prompt: str | None = None
@@ -159,6 +164,10 @@ class Data(Section):
             problems.append(f"labels have no white space around them, and are not empty: {padded}")
         if len(self.labels) == 1:
             problems.append("labels has one label only: two are needed to tell apart, or none at all")
+        if self.train.may_lack_labels or (self.test and self.test.may_lack_labels):
+            problems.append("rows to learn from and to test on have labels: may_lack_labels is for targets")
+        if self.replay and self.replay.may_lack_labels:
+            problems.append("replayed rows have labels: may_lack_labels is for targets")
         if taken := sorted(set(self.targets) & {*SPLITS, REPLAY, ORIGINAL}):
             problems.append(f"a target cannot be named like a split: {', '.join(taken)}")
         if problems:
@@ -664,6 +673,10 @@ def _label_problems(recipe: Recipe) -> list[str]:
         if table is not None and data.multi_label and table.sign_of:
             problems.append(
                 f"{table.file}: sign_of makes one label, and data.multi_label says there are several"
+            )
+        if table is not None and table.may_lack_labels and data.multi_label:
+            problems.append(
+                f"{table.file}: may_lack_labels is for rows of one label, not for data.multi_label"
             )
         if table is not None and table.label_separator and not data.multi_label:
             problems.append(f"{table.file}: label_separator is read only where data.multi_label is true")

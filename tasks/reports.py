@@ -133,6 +133,10 @@ class Measure(Part):
     """null: inconclusive; `meaning` says why, and a bound on it never passes."""
     interval: tuple[float, float] | None = None
     """95 % interval, where the value is an estimate."""
+    confidence: float = 0.95
+    """That of the interval, where it is another."""
+    backed_by: int | None = None
+    """Of an estimate that labels must back: how many labelled rows do. 0: none do, and it can only warn."""
     meaning: str
     """What the figure says, in a sentence."""
     remedy: str

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError, DataError
-from tasks.recipe import IMAGE_SUFFIXES, Table
+from tasks.recipe import IMAGE_SUFFIXES, UNLABELLED, Table
 
 SHOWN = 5
 COLUMNS = ("id", "text", "label", "group", "messages", "positive", "negative", "score", "image")
@@ -59,6 +59,7 @@ def read_table(
     wanted = [(column, role) for role, column in needed.items()] + [
         (column, "where") for column in table.where
     ]
+    rows = _with_label_column(table, rows, needed)
     if missing := [f"{column!r} (for {role})" for column, role in wanted if column not in rows]:
         raise DataError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(columns)}.")
     rows = _kept(table, rows, dropped)
@@ -86,6 +87,13 @@ def read_table(
     if problems:
         raise DataError(f"{path} cannot be used:", problems)
     return frame.drop(columns="line").astype(_types(frame)).reset_index(drop=True), dropped
+
+
+def _with_label_column(table: Table, rows: pd.DataFrame, needed: Mapping[str, str]) -> pd.DataFrame:
+    """Return rows with an empty label column where there is none and none has to be."""
+    if not table.may_lack_labels or needed.get("label", "") in rows or "label" not in needed:
+        return rows
+    return rows.assign(**{needed["label"]: None})
 
 
 def _needed_columns(table: Table, labels: list[str]) -> dict[str, str]:
@@ -203,7 +211,10 @@ def _labelled(
     else:
         frame["label"] = frame["label"].str.strip()
     empty = _blank(frame["label"])
-    _report(problems, frame, empty, "the label is empty")
+    if table.may_lack_labels:
+        frame["label"] = frame["label"].mask(empty, "")
+    else:
+        _report(problems, frame, empty, "the label is empty")
     unknown = ~frame["label"].isin(labels) & ~empty
     values = ", ".join(sorted(set(frame.loc[unknown, "label"]))[:SHOWN])
     _report(
@@ -284,10 +295,12 @@ def _labels_from_sign(
     table: Table, frame: pd.DataFrame, problems: list[str]
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     values = pd.to_numeric(frame["label"], errors="coerce").astype("float64")
-    _report(problems, frame, values.isna(), f"{table.sign_of!r} is no number")
+    wrong = values.isna() & ~(_blank(frame["label"]) & table.may_lack_labels)
+    _report(problems, frame, wrong, f"{table.sign_of!r} is no number")
     kept = values.isna() | ((values.abs() >= table.drop_below) & (values != 0))
     frame = frame[kept].copy()
-    frame["label"] = values[kept].map(lambda value: "positive" if value > 0 else "negative").astype("string")
+    signs = values[kept].map(lambda value: "positive" if value > 0 else "negative", na_action="ignore")
+    frame["label"] = signs.astype("string")
     if frame.empty:
         problems.append(f"every row has |{table.sign_of}| below {table.drop_below}: lower drop_below")
     return frame, {f"|{table.sign_of}| < {table.drop_below:g}": int((~kept).sum())}
@@ -426,9 +439,12 @@ def _read_columnar(table: Table, path: Path) -> pd.DataFrame:
 
 
 def indexed(rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Return rows in the canonical order of columns, labels (or lists of them) as indices into the declared ones."""
+    """Return rows in the canonical order of columns, labels (or lists of them) as indices into the declared ones.
+
+    `UNLABELLED` stands where a target's row has no label.
+    """
     if labels:
-        index = {label: number for number, label in enumerate(labels)}
+        index = {label: number for number, label in enumerate(labels)} | {"": UNLABELLED}
         if has_label_lists(rows):
             lists = [[index[label] for label in row] for row in rows["label"]]
             rows = rows.assign(label=pd.Series(lists, index=rows.index, dtype=object))

@@ -16,7 +16,7 @@ from tasks.checks.sample import sampled
 from tasks.errors import DataError, Refused
 from tasks.gate import gate
 from tasks.paths import Paths
-from tasks.recipe import Bound, Check, Decide, Gate
+from tasks.recipe import UNLABELLED, Bound, Check, Decide, Gate
 from tasks.reports import Base, CheckReport, FirstBase, Measure, ValidateReport, read_report, write_report
 from tests.architectures import word_tokenizer
 from tests.gate_data import BAD, GOOD, Row, ordinary, reviews, write_splits
@@ -213,7 +213,29 @@ def test_another_domain_is_told_apart(tmp_path: Path) -> None:
     assert found.value > 0.95
     assert "more than chance (p = 0.01, 99 permutations)" in found.meaning
     assert found.worst[0].startswith("n")
-    assert "promises too much" in measures(report)["expected_accuracy_news"].meaning
+    expected = measures(report)["expected_accuracy_news"]
+    assert expected.backed_by == 60
+    assert expected.value == pytest.approx(0.5, abs=0.15), "the labels there say nothing of the texts"
+    assert "from 60 labelled of 60 rows" in expected.meaning
+
+
+def test_labels_back_the_accuracy_to_expect_on_a_target_and_without_them_it_only_warns(
+    tmp_path: Path,
+) -> None:
+    turned = [(text, 1 - label) for text, label in reviews(400, 5000)]
+    unlabelled = [(text, UNLABELLED) for text, _ in turned]
+    few = [row if place % 10 == 0 else (row[0], UNLABELLED) for place, row in enumerate(turned)]
+    five = [row if place % 80 == 0 else (row[0], UNLABELLED) for place, row in enumerate(turned)]
+    report = run(tmp_path, ordinary(none=unlabelled, few=few, five=five), max_rows=120)
+    found = {name: measures(report)[f"expected_accuracy_{name}"] for name in ("none", "few", "five")}
+    assert [found[name].backed_by for name in found] == [0, 40, 0]
+    assert report.sampled_rows["few"] == 120
+    assert value(report, "expected_accuracy_none") > 0.8, "that its labels are turned round is not to be seen"
+    assert "estimated without labels" in found["five"].meaning
+    few_interval = found["few"].interval
+    assert few_interval is not None
+    assert few_interval[1] < 0.3
+    assert {measure.confidence for measure in found.values()} == {0.9}
 
 
 def test_other_shares_of_labels_are_a_label_shift_and_what_is_far_is_shown(tmp_path: Path) -> None:

@@ -244,3 +244,39 @@ def test_a_benchmark_that_was_taught_measures_no_forgetting(paths: Paths) -> Non
     measured(paths, copies=0.0)
     with pytest.raises(StageError, match="does not say whether the training rows hold benchmark laws"):
         gate(bounds(copies=COPIES), budget, RULE, paths=paths)
+
+
+@pytest.mark.parametrize(
+    ("backed_by", "interval", "level", "why"),
+    [
+        (None, (0.3, 0.5), "refuse", ""),
+        (0, (0.3, 0.5), "warn", "no labelled row backs it"),
+        (40, (0.3, 0.65), "warn", "its interval reaches the bound"),
+        (40, (0.3, 0.5), "refuse", ""),
+    ],
+)
+def test_an_estimate_refuses_only_where_labelled_rows_back_it(
+    paths: Paths, backed_by: int | None, interval: tuple[float, float], level: str, why: str
+) -> None:
+    measured(paths)
+    report = read_report(paths.check, CheckReport)
+    estimate = Measure(
+        name="expected",
+        value=0.4,
+        interval=interval,
+        confidence=0.9,
+        backed_by=backed_by,
+        meaning="Means it.",
+        remedy="Label rows.",
+    )
+    write_report(paths.check, report.model_copy(update={"measures": [estimate]}))
+    section = bounds(expected=Bound(warn_below=0.7, refuse_below=0.6))
+    if level == "refuse":
+        with pytest.raises(Refused, match="1 of 2 bounds are crossed"):
+            gate(section, {}, RULE, paths=paths)
+    else:
+        gate(section, {}, RULE, paths=paths)
+    item = read_report(paths.gate, GateReport).items[-1]
+    assert item.level == level
+    assert "0.4 (90 % interval" in item.reason
+    assert why in item.reason

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.errors import ConfigError, DataError
-from tasks.recipe import Table
-from tasks.tables import read_table, write_table
+from tasks.recipe import UNLABELLED, Table
+from tasks.tables import indexed, read_table, write_table
 
 LABELS = ["negative", "positive"]
 
@@ -214,3 +214,24 @@ def test_a_folder_of_folders_names_the_labels(tmp_path: Path) -> None:
         read_table(table.model_copy(update={"file": "gone"}), tmp_path, LABELS, "image-classification")
     with pytest.raises(ValidationError, match="set `image: image`, and neither"):
         Table(file="images", format="image-folder", image="image", image_folder="images")
+
+
+def test_a_target_may_lack_labels(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text,label\na,positive\nb,\nc,neutral\n")
+    kind = Table(file="data.csv", may_lack_labels=True)
+    with pytest.raises(DataError) as caught:
+        read_table(kind, tmp_path, LABELS)
+    assert caught.value.problems == [
+        "the label is not declared (neutral); declared are negative, positive: 1 row(s), line 4"
+    ]
+    (tmp_path / "data.csv").write_text("text,label\na,positive\nb,\n")
+    frame, _ = read_table(kind, tmp_path, LABELS)
+    assert indexed(frame, LABELS)["label"].tolist() == [1, UNLABELLED]
+    (tmp_path / "data.csv").write_text("text\na\nb\n")
+    frame, _ = read_table(kind, tmp_path, LABELS)
+    assert indexed(frame, LABELS)["label"].tolist() == [UNLABELLED, UNLABELLED]
+    (tmp_path / "data.csv").write_text("text,stars\na,-2\nb,\nc,0.1\n")
+    stars = Table(file="data.csv", may_lack_labels=True, sign_of="stars", drop_below=0.5)
+    frame, dropped = read_table(stars, tmp_path, LABELS)
+    assert indexed(frame, LABELS)["label"].tolist() == [0, UNLABELLED]
+    assert dropped == {"|stars| < 0.5": 1}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.recipe import UNLABELLED
 from tasks.tables import has_label_lists, label_codes, label_places
 
 if TYPE_CHECKING:
@@ -58,6 +59,21 @@ def too_small(sample: Sample) -> str | None:
             f"Inconclusive: {sample.name} has {groups} groups, and fewer than {SMALLEST_GROUPS} say nothing."
         )
     return None
+
+
+def sampled_target(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    """Return at most `most` rows of a target; where some have labels, up to half of those rows are labelled ones.
+
+    Without that, the few labelled rows of a large target would be drawn as seldom as the others.
+    """
+    if "label" not in table or len(table) <= most or has_label_lists(table):
+        return sampled(table, most, seed)
+    if not (absent := table["label"] == UNLABELLED).any():
+        return sampled(table, most, seed)
+    import pandas as pd
+
+    known = sampled(table[~absent], most // 2, seed)
+    return pd.concat([known, sampled(table[absent], most - len(known), seed)], ignore_index=True)
 
 
 def sampled(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:

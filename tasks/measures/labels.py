@@ -30,7 +30,7 @@ class ProbeOutcome:
 
     def scores_of(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return uncalibrated log-probabilities of other rows, (rows, classes present)."""
-        return _log_softmax(vectors.astype(np.float64) @ self.weights + self.bias)
+        return log_probabilities(vectors, self.weights, self.bias)
 
 
 def probe(
@@ -38,18 +38,16 @@ def probe(
 ) -> ProbeOutcome | None:
     """Fit a logistic probe out of fold on (rows, dim); None with fewer than two classes or five groups."""
     classes, column = np.unique(labels, return_inverse=True)
-    unit = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
-    if len(classes) < 2 or len(np.unique(unit)) < FOLDS:
+    if len(classes) < 2 or len(set(groups)) < FOLDS:
         return None
-    fold = np.random.default_rng(seed).permutation(int(unit.max()) + 1)[unit] % FOLDS
+    fold = folds(groups, seed)
     scores = np.empty((len(labels), len(classes)))
     for number in range(FOLDS):
         held = fold == number
         if len(np.unique(column[~held])) < 2:
             return None
-        weights, bias = _fit(vectors[~held], column[~held], len(classes))
-        scores[held] = _log_softmax(vectors[held].astype(np.float64) @ weights + bias)
-    weights, bias = _fit(vectors, column, len(classes))
+        scores[held] = log_probabilities(vectors[held], *fit(vectors[~held], column[~held], len(classes)))
+    weights, bias = fit(vectors, column, len(classes))
     return ProbeOutcome(scores, classes, weights, bias)
 
 
@@ -79,7 +77,20 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _fit(
+def folds(groups: Sequence[str], seed: int, count: int = FOLDS) -> NDArray[np.int64]:
+    """Return each row's fold, 0 to `count` - 1; rows of a group are in one."""
+    unit = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
+    return np.asarray(np.random.default_rng(seed).permutation(int(unit.max()) + 1)[unit] % count)
+
+
+def log_probabilities(
+    vectors: NDArray[np.floating], weights: NDArray[np.float64], bias: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return a probe's uncalibrated log-probabilities of rows (rows, dim), (rows, classes)."""
+    return _log_softmax(vectors.astype(np.float64) @ weights + bias)
+
+
+def fit(
     vectors: NDArray[np.floating], column: NDArray[np.int64], classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return weights (dim, classes) and bias (classes,); a class absent here gets a probability near 0."""

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from tasks.errors import DataError
 from tasks.paths import Paths
+from tasks.recipe import UNLABELLED
 from tasks.reports import SplitSchema
 from tasks.splits import COLUMNS, split_files
 from tasks.validation.rules import UNKNOWN, has
@@ -128,8 +129,8 @@ def _rows_a_batch(path: Path) -> int:
 
 
 def _named(column: pd.Series, labels: Sequence[str]) -> pd.Series:
-    """Return the labels of rows by name; null stays null (rows to be replayed have none)."""
-    named = dict(enumerate(labels))
+    """Return the labels of rows by name; null stays null (rows to be replayed have none, a target's may lack them)."""
+    named: dict[int, str | None] = {**dict(enumerate(labels)), UNLABELLED: None}
     names = [
         None if pd.isna(label) else named.get(label, f"unknown label {label}") for label in column.tolist()
     ]
