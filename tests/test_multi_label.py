@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,14 +19,16 @@ from flows.scaffold import Choice, scaffold
 from tasks import reports
 from tasks.__main__ import run_stage
 from tasks.errors import DataError
-from tasks.families import heads, load_model
+from tasks.families import family, heads, load_model
 from tasks.forgetting.bootstrap import macro_f1, micro_f1
 from tasks.forgetting.kept import kept_measure
 from tasks.paths import Paths
 from tasks.recipe import Recipe, Table, load_recipe
+from tasks.sources import base_folder, resolve_base
 from tasks.stages import STAGES
 from tasks.tables import indexed, read_table
 from tasks.training.probe import fit_label_probes
+from tasks.training.run import train_model
 from tests.project import make_project
 
 LABELS = ["late", "broken", "dear"]
@@ -236,3 +239,32 @@ def test_init_proposes_what_the_file_holds(tmp_path: Path, form: str) -> None:
     assert recipe.data.train.label_separator == choice.label_separator
     frame, _ = read_table(recipe.data.train, tmp_path, recipe.data.labels, multi_label=True)
     assert frame["label"].map(len).tolist() == [len(row["label"]) for row in rows]  # type: ignore[arg-type]
+
+
+# --- real weights ------------------------------------------------------------------------------------------
+
+TOPICS = ("card", "transfer", "top_up", "cash", "payment", "exchange", "pin", "verify")
+
+
+@pytest.mark.realdata
+def test_a_real_encoder_learns_the_topics_of_questions(tmp_path: Path) -> None:
+    data = Path(os.environ.get("RETAIN_TEST_DATA", "nowhere")) / "banking77" / "train.jsonl"
+    if not data.is_file():
+        pytest.skip("RETAIN_TEST_DATA has no banking77: see docs/datasets.md")
+    rows = pd.read_json(data, lines=True).sample(220, random_state=7).reset_index(drop=True)
+    rows["id"] = [f"r{number}" for number in range(len(rows))]
+    rows["label"] = [[n for n, topic in enumerate(TOPICS) if topic in name] for name in rows["label"]]
+    train, held = rows[:160], rows[160:]
+    root = Path(__file__).parent.parent
+    recipe = load_recipe(root / "recipes" / "support-intents.yaml")
+    settings = {"method": "lp-ft", "loss": None, "learning_rate": 1e-4, "epochs": 1, "batch_size": 32}
+    section = recipe.finetune.model_copy(update=settings)
+    base = base_folder(resolve_base(recipe.base, root), root)
+    torch.manual_seed(section.seed)
+    model = family("text-classification").begin(base, section, TOPICS, train, held, "cpu")
+    assert model.network["head"].weight.abs().max().item() < 10, (
+        "no unit of the base counts out of all proportion"
+    )
+    progress = train_model(model, section, train, held, tmp_path).progress
+    assert max(row["loss"] for row in progress.history) < 0.3
+    assert progress.best_score > model.start_score > 0.6
