@@ -52,6 +52,7 @@ def test_score_test_of_no_difference_is_mcnemar(monkeypatch: pytest.MonkeyPatch)
 
 def test_t_without_skewness_is_the_t_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rule, "CALIBRATION", 1.0)
+    monkeypatch.setattr(rule, "FEW", 0)
     values = np.concatenate([np.linspace(-0.2, 0.2, 201), np.linspace(-0.2, 0.2, 201)]) + 0.01
     expected = stats.ttest_1samp(values, 0.03, alternative="less").pvalue
     assert continuous(values).p_not_below(0.03) == pytest.approx(expected, rel=0.02)
@@ -169,3 +170,28 @@ def test_what_cannot_be_paired_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=r"outcome|groups"):
         paired_loss(base, candidate, groups)
+
+
+def test_groups_that_may_be_lost_whole_count_as_one_each() -> None:
+    """Forty groups of ten that all agree may hide one of twenty groups that is lost whole: a chance of 0.13."""
+    agree = paired_loss(np.ones(400), np.ones(400), [str(row // 10) for row in range(400)])
+    assert agree.equal_groups == 40
+    assert agree.p_not_below(0.05) == pytest.approx(0.95**40)
+
+
+def test_unlike_groups_are_worth_fewer() -> None:
+    sizes = [1, 1, 2, 3, 10] * 12
+    groups = [str(place) for place, size in enumerate(sizes) for _ in range(size)]
+    loss = paired_loss(np.ones(len(groups)), np.zeros(len(groups)), groups)
+    assert loss.equal_groups == pytest.approx(sum(sizes) ** 2 / sum(size**2 for size in sizes))
+    assert loss.equal_groups < 31 < loss.groups
+
+
+def test_the_standard_error_is_that_of_leaving_each_group_out() -> None:
+    rng = np.random.default_rng(8)
+    place = np.repeat(np.arange(9), rng.integers(1, 8, 9))
+    values = rng.normal(size=len(place)) + rng.normal(size=9)[place]
+    means = np.array([values[place != group].mean() for group in range(9)])
+    expected = np.sqrt(8 / 9 * ((means - values.mean()) ** 2).sum())
+    loss = paired_loss(values, np.zeros(len(place)), [str(group) for group in place])
+    assert loss.standard_error == pytest.approx(expected)

@@ -3,6 +3,7 @@
     <root>/blobs/sha256/ab/abcdef…                    files by content, written once
     <root>/models/<name>/versions/000012.json         the manifest; written last, and never over another
     <root>/models/<name>/aliases/<alias>.json         champion, challenger, …: moved by compare-and-swap
+    <root>/models/<name>/attempts/<half>/000003.json  the third candidate that was measured on a report half
 
 A version exists when its manifest exists, and then it is whole.
 """

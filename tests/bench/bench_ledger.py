@@ -61,8 +61,6 @@ class Drift:
 
 DRIFTS = (
     Drift("accuracy, a fifth of the margin each", True, 0.006, 0.03, 1200),
-    Drift("accuracy, two fifths of the margin each", True, 0.012, 0.03, 1200),
-    Drift("nats, a fifth of the margin each", False, 0.006, 0.03, 300),
     Drift("nats, two fifths of the margin each", False, 0.012, 0.03, 300),
 )
 

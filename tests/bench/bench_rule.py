@@ -167,7 +167,7 @@ SETTINGS = (
     Setting("ranks, restless", drawn_from(ranks(1.0)), 0.03, (200, 1000)),
     Setting("nats, even", drawn_from(nats(0.5)), 0.03, (100, 200, 1000)),
     Setting("nats, skewed", drawn_from(nats(3.0)), 0.03, (100, 200, 1000)),
-    Setting("Spearman", similarities, 0.03, (100, 250)),
+    Setting("Spearman", similarities, 0.08, (60, 100)),
     Setting("accuracy, groups of 5", drawn_from(flips(0.2), group=5), 0.05, (300, 1000)),
     Setting("accuracy, unlike groups, alike", unlike_groups(0.2, (1, 1, 2, 3, 10), 1.0), 0.05, (400, 1000)),
     Setting("accuracy, unlike groups, half alike", unlike_groups(0.1, (1, 2, 8), 0.7), 0.05, (440, 1000)),
