@@ -215,7 +215,7 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
     """Return how many examples a model that lost nothing needs to pass with `power`; None: too many to be had.
 
     The spread is taken at its own upper bound (at one half of α), so that the promise holds for a sample that saw
-    little of it.
+    little of it; the design effect of groups a standard error above what was seen.
     """
     level = 1 - confidence
     squares = paired_loss(
@@ -223,6 +223,8 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
     )
     spread = min(squares.upper(1 - level / 2), max(1.0, float(np.abs(loss.values).max()) ** 2))
     design = len(loss.values) / loss.effective_examples
+    if loss.clustered:
+        design *= 1 + math.sqrt(2 / loss.equal_groups)
     z = errors_to_margin(confidence, power)
     by_spread = spread * design * (z / margin) ** 2
     by_floor = fewest_examples(margin, confidence) * len(loss.values) / loss.equal_groups
