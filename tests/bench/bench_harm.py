@@ -2,7 +2,8 @@
 
 A probe is fitted on each pair's home sample and scored on its target, with labels; each method estimates that score
 without them. The method and its constants were chosen on some families of pairs (`shifts.CHOOSING`) and are tried on
-the others; figures are given for both. `--kept FILE` takes up results that an earlier call wrote there.
+the others; figures are given for both. `--kept FILE` takes up results that an earlier call wrote there; `--seeds 0` adds
+none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tasks.measures import harm, labels
 from tasks.measures.rectified import rectified_accuracy
 from tests.bench.figures import Figure, publish
 from tests.bench.rival_harm import METHODS, Evidence
-from tests.bench.shifts import CHOOSING, HELD_OUT, Domains, Drawn, Shift, domains
+from tests.bench.shifts import ALIKE_FAMILY, CHOOSING, HELD_OUT, Domains, Drawn, Shift, domains
 
 SEEDS = 3
 OURS = "transport, held-out regions and disagreement"
@@ -50,13 +51,13 @@ def main() -> None:
     """Estimate and measure every pair, print the table, and write `benchmarks/harm.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="+", default=[*CHOOSING, *HELD_OUT])
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="0: only what is kept")
     parser.add_argument("--kept", type=Path, help="file of results, a line each: read, and added to")
     options = parser.parse_args()
     done = _kept(options.kept)
     have = {(result.name, result.seed) for result in done}
     results = done + list(_results(options.families, options.seeds, have, options.kept))
-    wanted = [result for result in results if result.family in options.families]
+    wanted = [result for result in results if result.family in (*options.families, ALIKE_FAMILY)]
     publish("harm", list(figures(wanted)), ["numpy", "scipy", "scikit-learn", "torch", "transformers"])
 
 
@@ -69,6 +70,8 @@ def _kept(path: Path | None) -> list[Result]:
 def _results(
     families: Sequence[str], seeds: int, have: set[tuple[str, int]], kept: Path | None
 ) -> Iterator[Result]:
+    if not seeds:
+        return
     found = domains(families)
     studied: dict[tuple[str, int], harm.Home] = {}
     for shift in found.shifts:
@@ -139,10 +142,14 @@ def _study(home: Drawn, seed: int) -> harm.Home:
 
 def figures(results: Sequence[Result]) -> Iterator[Figure]:
     """Summarize by method over the pairs that chose, those that did not, and all; then every pair."""
-    scopes = {"all pairs": results}
-    scopes |= {
+    shifted = [result for result in results if result.family != ALIKE_FAMILY]
+    scopes = {"all pairs": shifted} | {
         name: [result for result in results if result.family in families]
-        for name, families in (("pairs that chose the method", CHOOSING), ("held-out pairs", HELD_OUT))
+        for name, families in (
+            ("pairs that chose the method", CHOOSING),
+            ("held-out pairs", HELD_OUT),
+            ("pairs without a shift", (ALIKE_FAMILY,)),
+        )
     }
     for scope, some in scopes.items():
         if some:

@@ -34,6 +34,7 @@ HOME_ROWS, TARGET_ROWS, FEWEST_A_LABEL = 600, 600, 5
 IMAGE_BASE = ROOT / "data" / "bases" / "cifar10-resnet"
 CHOOSING = ("sentiment", "intents", "photographs", "dialogues", "x-rays")
 HELD_OUT = ("clauses",)
+ALIKE_FAMILY = "alike"
 ALIKE = {
     "sentiment": ("amazon", "tweets"),
     "intents": ("half 1a",),
@@ -98,7 +99,7 @@ class Domains:
             for home, target in pairs
         ]
         self.shifts += [
-            Shift(f"{family}: {name} → as at home", "alike", f"{family}: {name}", f"{family}: {name}")
+            Shift(f"{family}: {name} → as at home", ALIKE_FAMILY, f"{family}: {name}", f"{family}: {name}")
             for name in ALIKE[family]
         ]
         contents = [content for pool in pools.values() for content in pool.content]
