@@ -11,7 +11,7 @@ import pytest
 from tasks.recipe import Finetune, load_recipe, recipe_path
 from tests.bench.figures import ROOT, Figure
 from tests.bench.forgetting_cases import CASES, OURS, Case
-from tests.bench.forgetting_figures import Result, figures, spots_of
+from tests.bench.forgetting_figures import Result, coverage, figures, spots_of
 from tests.bench.front import Spot, draw_front
 
 
@@ -19,8 +19,8 @@ def result(method: str, seed: int, gain: float, share: float) -> Result:
     return Result("case", method, seed, 1.0, gain, {"articles": share / 10}, share, 1.0, "")
 
 
-def published(results: list[Result], seeds: int = 2) -> Mapping[str, Figure]:
-    return {figure.figure: figure for figure in figures("case", spots_of(results), seeds)}
+def published(results: list[Result]) -> Mapping[str, Figure]:
+    return {figure.figure: figure for figure in figures("case", spots_of(results))}
 
 
 def ours_of(gain: float, share: float) -> list[Result]:
@@ -46,10 +46,18 @@ def test_the_goal_is_near_the_best_gain_within_the_budget(gain: float, share: fl
     assert rival.value == pytest.approx(0.04)
 
 
-def test_a_seed_that_is_not_whole_does_not_count() -> None:
-    found = published([*ours_of(0.097, 0.9), result("full", 3, 0.5, 20.0)], seeds=3)
+def test_only_methods_that_were_measured_with_all_seeds_of_ours_count() -> None:
+    more = [result("full", 3, 0.5, 20.0), result("LP-FT", 1, 0.5, 0.1)]
+    found = published([*ours_of(0.097, 0.9), *more])
     assert found["case: full: gain"].value == pytest.approx(0.10)
-    assert found["case: seeds"].met is False
+    assert "case: LP-FT: gain" not in found
+
+
+def test_what_has_not_been_measured_is_a_goal_missed() -> None:
+    seeds, methods = coverage(CASES[0], spots_of(ours_of(0.097, 0.9)), 3)
+    assert (seeds.value, seeds.met) == (2, False)
+    assert (methods.value, methods.goal, methods.met) == (2, "all 13", False)
+    assert [figure.value for figure in coverage(CASES[0], [], 3)] == [0, 0]
 
 
 def test_ours_over_the_budget_with_one_seed_misses() -> None:

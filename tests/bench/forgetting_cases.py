@@ -100,7 +100,8 @@ class Case:
         alone = [
             method
             for method in METHODS
-            if method.changes.get("method", "full") in known and (recipe.data.replay or not method.replays)
+            if method.changes.get("method", "full") in known
+            and ("data.replay" in self.changes or not method.replays)
         ]
         return [self.ours, *alone]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.files import write_text
+from tasks.recipe import load_recipe, recipe_path
 from tests.bench.figures import ROOT, Figure, publish
 from tests.bench.forgetting_cases import CASES, METHODS, OURS, Case
 from tests.bench.front import Spot, draw_front
@@ -59,10 +60,10 @@ def publish_results(seeds: int) -> None:
     made: list[Figure] = []
     for case in CASES:
         spots = spots_of(kept_results(case))
-        if not any(spot.kind < 0 for spot in spots) or not any(spot.kind >= 0 for spot in spots):
-            print(f"{case.recipe}: ours or every other method is still to be measured")
+        made += coverage(case, spots, seeds)
+        if len(spots) < 2:
             continue
-        made += figures(case.recipe, spots, seeds)
+        made += figures(case.recipe, spots)
         made += search_figures(case.recipe, kept_results(case))
         picture = ROOT / "docs" / "images" / f"front-{case.recipe}.svg"
         write_text(picture, draw_front(spots, case.title, case.gain))
@@ -71,23 +72,39 @@ def publish_results(seeds: int) -> None:
 
 
 def spots_of(results: Sequence[Result]) -> list[Spot]:
-    """Gather results by method, ours first; only seeds with which every method was measured count."""
-    measured = {result.method for result in results}
-    seeds = [
-        seed
-        for seed in sorted({result.seed for result in results})
-        if {result.method for result in results if result.seed == seed} == measured
-    ]
+    """Gather results by method, ours first: its seeds, and the methods that were measured with all of them."""
+    seeds = sorted({result.seed for result in results if result.method == OURS})
     kinds = {OURS: -1} | {method.name: method.kind for method in METHODS}
     spots = []
     for name, kind in kinds.items():
-        own = [result for result in results if result.method == name and result.seed in seeds]
-        if own:
-            spots.append(Spot(name, kind, [result.share for result in own], [result.gain for result in own]))
+        own = {result.seed: result for result in results if result.method == name}
+        if seeds and set(seeds) <= set(own):
+            chosen = [own[seed] for seed in seeds]
+            spots.append(
+                Spot(name, kind, [result.share for result in chosen], [result.gain for result in chosen])
+            )
     return spots
 
 
-def figures(recipe: str, spots: Sequence[Spot], seeds: int) -> Iterator[Figure]:
+def coverage(case: Case, spots: Sequence[Spot], seeds: int) -> Iterator[Figure]:
+    """Yield how much of a case has been measured."""
+    recipe = load_recipe(recipe_path(ROOT, case.recipe))
+    there, wanted = len(spots[0].gains) if spots else 0, len(case.methods(recipe)) - 1
+    alone = max(len(spots) - 1, 0)
+    yield Figure(f"{case.recipe}: seeds", there, "seeds", there, there, None, f">= {seeds}", there >= seeds)
+    yield Figure(
+        f"{case.recipe}: single methods measured",
+        alone,
+        "methods",
+        there,
+        there,
+        None,
+        f"all {wanted}",
+        alone == wanted,
+    )
+
+
+def figures(recipe: str, spots: Sequence[Spot]) -> Iterator[Figure]:
     """Yield gain and worst loss of every method, and set ours against the best gain and against each."""
     for spot in spots:
         n, label = len(spot.gains), f"{recipe}: {spot.name}"
@@ -107,16 +124,6 @@ def figures(recipe: str, spots: Sequence[Spot], seeds: int) -> Iterator[Figure]:
     best = max(alone, key=lambda spot: spot.gain)
     kept, within = ours.gain / best.gain, max(ours.losses) <= 1
     beaten = [spot.name for spot in alone if dominates(ours, spot)]
-    yield Figure(
-        f"{recipe}: seeds",
-        len(ours.gains),
-        "seeds",
-        len(ours.gains),
-        len(ours.gains),
-        None,
-        f">= {seeds}",
-        len(ours.gains) >= seeds,
-    )
     yield Figure(
         f"{recipe}: ours keeps of the best gain ({best.name})",
         kept,

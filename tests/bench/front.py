@@ -113,7 +113,7 @@ def _ground(scale: Scale, wanted: float) -> Iterator[str]:
     yield _text(limit + 6, BOTTOM - 8, "budget", fill=ACCENT)
     if wanted > 0:
         yield _line(LEFT, RIGHT, scale.y(wanted), scale.y(wanted), "#5c8f5c", dash="2 3")
-        yield _text(RIGHT - 4, scale.y(wanted) - 5, "95 % of the best gain", anchor="end", fill="#5c8f5c")
+        yield _text(LEFT + 8, scale.y(wanted) - 6, "95 % of the best gain", fill="#5c8f5c")
     yield _line(LEFT, RIGHT, BOTTOM, BOTTOM, INK)
     yield _line(LEFT, LEFT, TOP, BOTTOM, INK)
     yield _text(
@@ -214,8 +214,8 @@ def _text(
     place = f'x="{x:.1f}" y="{y:.1f}"'
     if turn:
         place = f'transform="translate({turn[0]:.1f} {turn[1]:.1f}) rotate(-90)"'
+    halo = "" if fill == "white" else ' paint-order="stroke" stroke="white" stroke-width="3"'
     return (
-        f'<text {place} text-anchor="{anchor}" font-size="{size:g}" font-weight="{weight}" fill="{fill}" '
-        f'paint-order="stroke" stroke="white" stroke-opacity="0.85" stroke-width="3">'
+        f'<text {place} text-anchor="{anchor}" font-size="{size:g}" font-weight="{weight}" fill="{fill}"{halo}>'
         f"{escape(words)}</text>"
     )
