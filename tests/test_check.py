@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,26 @@ def test_a_text_of_ten_megabytes_is_measured_whole(tmp_path: Path) -> None:
     assert value(report, "exact_duplicate_share") == pytest.approx(1 / 62)
     assert value(report, "truncated_share") >= 2 / 62
     assert all(len(line) < 500 for measure in report.measures for line in measure.worst)
+
+
+def test_a_grown_data_set_embeds_only_its_new_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Counting(Stand):
+        def encode(self, texts: Sequence[str], *, max_length: int) -> np.ndarray:
+            seen.extend(texts)
+            return super().encode(texts, max_length=max_length)
+
+    monkeypatch.setattr(tasks.check, "_encoder", lambda base, schema, paths: Counting())
+    run(tmp_path / "small", ordinary())
+    first = list(seen)
+    assert {text for text, _ in reviews(120)} <= set(first)
+    assert len(first) == len(set(first))
+    assert sum(len(a) > len(b) for a, b in itertools.pairwise(first)) == 0, "in order of length"
+    seen.clear()
+    grown = [*reviews(120), *reviews(15, 9000)]
+    run(tmp_path / "grown", ordinary() | {"train": grown})
+    assert sorted(seen) == sorted(text for text, _ in reviews(15, 9000))
 
 
 def test_nan_embeddings_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

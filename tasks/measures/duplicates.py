@@ -7,7 +7,6 @@ sets, so what is reported is never an estimate: only a pair may be missed.
 
 from __future__ import annotations
 
-import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -17,12 +16,9 @@ from numpy.typing import NDArray
 
 from tasks.measures.clusters import join
 from tasks.measures.minhash import Keys, ShingleSets, alike, band_keys, bands, shingle_sets
-
-log = logging.getLogger(__name__)
+from tasks.progress_lines import ProgressLines
 
 CLUSTER_MEMBERS_COMPARED = 20
-MANY_TEXTS = 100_000
-"""From here on, progress is logged."""
 _SPACE = re.compile(r"\s+")
 _SIGN = re.compile(r"[^\w\s]")
 
@@ -61,9 +57,10 @@ def near_clusters(texts: Sequence[str], similarity: float) -> Rows:
     sets = shingle_sets([forms[row] for row in distinct.tolist()])
     del forms
     cluster = np.arange(len(distinct))
+    say = ProgressLines("near-duplicates", "bands")
     for number, keys in enumerate(band_keys(sets, similarity), start=1):
         cluster = _joined_by(keys, cluster, sets, similarity)
-        _tell(len(texts), number, similarity)
+        say(number, bands(similarity)[0])
     return distinct[cluster][np.searchsorted(distinct, exact)]
 
 
@@ -79,9 +76,10 @@ def leaks(texts: Sequence[str], train: Sequence[str], similarity: float) -> Rows
     new = np.flatnonzero(found < 0)
     sets = shingle_sets([*seen, *(asked[row] for row in new.tolist())])
     near = np.full(len(new), -1, dtype=np.int64)
+    say = ProgressLines("leaks", "bands")
     for number, keys in enumerate(band_keys(sets, similarity), start=1):
         _look_up(keys, near, sets, similarity)
-        _tell(len(texts) + len(train), number, similarity)
+        say(number, bands(similarity)[0])
     found[new[near >= 0]] = known[near[near >= 0]]
     return found
 
@@ -162,8 +160,3 @@ def _look_up(keys: Keys, near: Rows, sets: ShingleSets, similarity: float) -> No
         left = (place + more < end) & (near[waiting] < 0)
         waiting, place, end = waiting[left], (place + more)[left], end[left]
         width *= 2
-
-
-def _tell(texts: int, number: int, similarity: float) -> None:
-    if texts >= MANY_TEXTS:
-        log.info("near-duplicates among %d texts: %d of %d bands", texts, number, bands(similarity)[0])

@@ -12,7 +12,6 @@ import difflib
 import hashlib
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -20,16 +19,14 @@ from typing import Any, Literal
 import pandas as pd
 
 from tasks.errors import ConfigError, StageError
+from tasks.progress_lines import ProgressLines
 from tasks.validation.columns import Rows
 from tasks.validation.rules import Rule
-
-log = logging.getLogger(__name__)
 
 SHOWN = 20
 """Failed rows shown of an expectation."""
 WHOLE_COLUMNS_BYTES = 2**30
 """What may be kept for expectations that read columns whole."""
-SECONDS_BETWEEN_MESSAGES = 10
 
 ROW_BY_ROW = frozenset(
     f"expect_{name}"
@@ -86,7 +83,7 @@ def run(rules: Sequence[Rule], rows: Rows, context: Any) -> list[Any]:
     validate = _validator(context)
     kept = KeptColumns([rule for rule, how in zip(rules, reads, strict=True) if how == "columns"], rows)
     found: Outcomes = {}
-    done, said = 0, time.monotonic()
+    done, say = 0, ProgressLines("validate", "rows")
     for number, batch in enumerate(rows.batches()):
         wanted = ("batches",) if number else ("batches", "shape")
         now = validate(batch, [made for made, how in zip(expectations, reads, strict=True) if how in wanted])
@@ -94,9 +91,7 @@ def run(rules: Sequence[Rule], rows: Rows, context: Any) -> list[Any]:
             _add(found, position, outcome)
         kept.add(batch)
         done += len(batch)
-        if time.monotonic() - said > SECONDS_BETWEEN_MESSAGES:
-            log.info("validated %d of %d rows", done, rows.count)
-            said = time.monotonic()
+        say(done, rows.count)
     for digested in (False, True):
         of_columns = [
             made

@@ -43,14 +43,15 @@ def publish(name: str, figures: Sequence[Figure], libraries: Sequence[str]) -> P
     return path
 
 
-def machine(libraries: Sequence[str]) -> dict[str, str | int]:
-    """Describe where a figure was measured: processor, cores, Python, libraries, commit."""
+def machine(libraries: Sequence[str]) -> dict[str, str | int | float]:
+    """Describe where a figure was measured: processor, cores, load of the last 5 minutes, Python, libraries, commit."""
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[1], 1),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in libraries},
         "commit": commit.stdout.strip() or "unknown",
