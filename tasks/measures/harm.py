@@ -101,7 +101,8 @@ def study(
     `vectors` is (rows, dim), `outcome` the probe of these rows.
     """
     column = np.searchsorted(outcome.classes, labels).astype(np.int64)
-    classes, halves = len(outcome.classes), []
+    classes = len(outcome.classes)
+    halves: list[tuple[Weights, Weights]] = []
     for repeat in range(HALVINGS):
         first = folds(groups, seed * HALVINGS + repeat, 2) == 0
         sides = [rows for rows in (first, ~first) if len(np.unique(column[rows])) > 1]

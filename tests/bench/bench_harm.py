@@ -173,13 +173,25 @@ def _summary(scope: str, results: Sequence[Result]) -> Iterator[Figure]:
         said = np.array([result.at_home - result.expected[method] for result in results])
         ours = method == OURS
         error, order = float(np.abs(said - lost).mean()), _rank_correlation(results, said, lost)
-        goals = ("<= 0.05", error <= 0.05, ">= 0.85", order >= 0.85) if ours else (None, None, None, None)
         label = f"{scope}: {method}"
-        yield Figure(f"{label}: mean absolute error", error, "accuracy", len(names), seeds, None, *goals[:2])
+        near, ordered = ("<= 0.05", error <= 0.05), (">= 0.85", order >= 0.85)
+        near_goal, near_met = near if ours else (None, None)
+        order_goal, order_met = ordered if ours else (None, None)
+        yield Figure(
+            f"{label}: mean absolute error",
+            error,
+            "accuracy",
+            len(names),
+            seeds,
+            goal=near_goal,
+            met=near_met,
+        )
         yield Figure(
             f"{label}: promises too much by", float((lost - said).mean()), "accuracy", len(names), seeds
         )
-        yield Figure(f"{label}: rank correlation", order, "", len(names), seeds, None, *goals[2:])
+        yield Figure(
+            f"{label}: rank correlation", order, "", len(names), seeds, goal=order_goal, met=order_met
+        )
     covered = np.mean([r.interval[0] <= r.actual <= r.interval[1] for r in results])
     width = np.mean([r.interval[1] - r.interval[0] for r in results])
     met = bool(0.85 <= covered <= 0.95)

@@ -296,7 +296,7 @@ def _photographs(folder: Path) -> tuple[dict[str, Pool], list[tuple[str, str]]]:
 
 
 def _x_rays(folder: Path) -> tuple[dict[str, Pool], list[tuple[str, str]]]:
-    """Training X-rays against the test set, which came from elsewhere, as it is and harmed in five ways."""
+    """Training X-rays against the test set, on which models do worse, as it is and harmed in five ways."""
     rows = _images(folder)
     home = [(content, label, name) for content, label, name, split in rows if split == "train"]
     away = [(content, label, name) for content, label, name, split in rows if split == "test"]
