@@ -75,7 +75,7 @@ class Case:
     train_rows: int
     validation_rows: int
     ours: Method
-    """How ours trains, before it is mixed with the base; found on the selection halves with other seeds."""
+    """How ours trains, before it is mixed with the base."""
     lora_targets: tuple[str, ...] = ()
     arrange: Callable[[Path], None] | None = None
     """Makes raw files of raw files, in the folder of the recipe."""
