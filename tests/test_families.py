@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tasks.errors import StageError
 from tasks.families import family, load_model
 from tasks.families.causal_lm import CausalLM
 from tasks.families.interface import Model, interpolate
@@ -20,6 +21,7 @@ from tasks.recipe import Finetune
 from tasks.training.loop import Trainer
 from tasks.training.run import train_model
 from tests.architectures import make_base
+from tests.tiny_lm import tiny_lm
 
 SECTION = {
     "method": "full", "learning_rate": 1e-3, "epochs": 2, "batch_size": 8, "warmup_share": 0.1, "weight_decay": 0.01,
@@ -240,3 +242,9 @@ def test_micro_batches_do_not_change_what_a_language_model_learns(bases: Path, t
         return torch.cat([parameter.grad.flatten() for parameter in made.network.parameters()])
 
     assert torch.allclose(gradient(16_384), gradient(20), atol=1e-6)
+
+
+def test_a_language_model_that_caps_its_logits_is_refused(tmp_path: Path) -> None:
+    tiny_lm("gemma2", final_logit_softcapping=30.0).save_pretrained(tmp_path)
+    with pytest.raises(StageError, match=r"gemma2 changes its logits .*final_logit_softcapping"):
+        CausalLM.load_base(tmp_path, "cpu")

@@ -38,6 +38,8 @@ from tasks.training.vocabulary_loss import in_parts, summed_cross_entropy
 
 ROWS_OF_LOGITS = 1024
 """Positions whose logits, over the whole vocabulary, are in memory at once."""
+ALTERS_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Names under which models' settings say what they do to logits after the vocabulary head."""
 
 
 @dataclass
@@ -93,9 +95,14 @@ class CausalLM(Model):
 
     @classmethod
     def load_base(cls, folder: Path, device: str | None = None, precision: str = "fp32") -> CausalLM:
-        """Load a language model of a base folder."""
+        """Load a language model of a base folder.
+
+        Raises:
+            StageError: it is damaged, or does more to its logits than its vocabulary head.
+        """
         device = device or pick_device()
         network: Any = load_weights(AutoModelForCausalLM, folder)
+        _refuse_altered_logits(network.config, folder)
         network.config.use_cache = False
         return cls(network.to(device).eval(), load_tokenizer(folder), device, precision)
 
@@ -293,3 +300,13 @@ class CausalLM(Model):
         with self.autocast():
             logits: Tensor = self.network.get_output_embeddings()(hidden)
         return logits.float()
+
+
+def _refuse_altered_logits(config: Any, folder: Path) -> None:
+    """Return when the logits are what the vocabulary head says: the loss is computed from the head alone."""
+    said = {name: getattr(config, name, None) for name in ALTERS_LOGITS}
+    if altered := sorted(name for name, value in said.items() if value not in (None, 1, 1.0)):
+        raise StageError(
+            f"{folder}: a {config.model_type} changes its logits after the vocabulary head ({', '.join(altered)}), and "
+            "would be trained on a loss that is not its own. Take another base."
+        )
