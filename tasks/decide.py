@@ -28,6 +28,7 @@ from tasks.recipe import Decide, Register, Suite
 log = logging.getLogger(__name__)
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+MOST_ADVICE = 3
 _SEVERITY: dict[Verdict, int] = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
 
 
@@ -326,7 +327,7 @@ def _loss(table: pd.DataFrame, against: str) -> PairedLoss:
 
 
 def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports.MergeReport) -> list[str]:
-    """Return the recipe changes most likely to pass, the surest first."""
+    """Return the recipe changes most likely to pass, the surest first and no more than can be tried at once."""
     advice = []
     kept_base = merged.kept_base
     nothing_gained = kept_base and any(
@@ -356,7 +357,7 @@ def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports
         advice.append(
             "Add labelled rows: the test split is too small, or the task too close to what the base knows."
         )
-    return advice
+    return advice[:MOST_ADVICE]
 
 
 def _signed(value: float) -> str:

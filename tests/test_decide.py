@@ -159,6 +159,16 @@ def test_what_was_forgotten_is_named_with_its_size_and_how_sure(case: Case) -> N
     assert any("learning_rate" in line for line in decision.advice)
 
 
+def test_advice_is_no_longer_than_what_can_be_tried_at_once(case: Case) -> None:
+    known = case.suites["retrieval"]["base"]
+    case.suites["retrieval"] = case.records(known, known * 0.6)
+    case.suites["probe"] = case.records([1.0] * 50 + [0.0] * 10, [1.0] * 50 + [0.0] * 10)
+    decision = case.decide({"retrieval": Suite(margin=0.03), "probe": Suite(margin=0.03)})
+    assert [suite.verdict for suite in decision.suites] == ["FAIL", "INCONCLUSIVE"]
+    assert len(decision.advice) == 3
+    assert "learning_rate to a third" in decision.advice[0]
+
+
 def test_too_few_examples_are_inconclusive_and_it_says_how_many_would_do(case: Case) -> None:
     known = case.suites["retrieval"]["base"][:60]
     case.suites["retrieval"] = case.records(known, known)
