@@ -209,7 +209,7 @@ def _judge_target(
 ) -> tuple[Verdict, str]:
     if merged.kept_base:
         return "FAIL", _why_the_base_was_kept(merged)
-    loss = _loss(_records(paths.records / "targets" / "test.parquet"), "base")
+    loss = _loss(_records(paths.records / "targets" / "test.parquet"), "base", whole_groups=False)
     test = next(target for target in evaluated.targets if target.name == "test")
     seen = f"{test.metric} {test.base:.3f} → {test.candidate:.3f} on {test.examples} rows"
     if loss.p_not_below(0.0) <= 1 - section.confidence:
@@ -237,7 +237,7 @@ def _judge_champion(
         return None, ""
     if pin.champion_model == evaluated.candidate_model:
         return "PASS", f"this model is the champion, version {pin.champion}"
-    loss = _loss(_records(paths.records / "targets" / "test.parquet"), "champion")
+    loss = _loss(_records(paths.records / "targets" / "test.parquet"), "champion", whole_groups=False)
     level, margin = 1 - section.confidence, section.champion_margin
     upper = loss.upper(section.confidence)
     metric = evaluated.targets[0].metric
@@ -317,9 +317,10 @@ def _records(path: Path) -> pd.DataFrame:
     return table
 
 
-def _loss(table: pd.DataFrame, against: str) -> PairedLoss:
+def _loss(table: pd.DataFrame, against: str, *, whole_groups: bool = True) -> PairedLoss:
     try:
-        return paired_loss(table[against], table["candidate"], table["group"].tolist())
+        groups = table["group"].tolist()
+        return paired_loss(table[against], table["candidate"], groups, whole_groups=whole_groups)
     except (KeyError, ValueError) as error:
         raise StageError(
             f"The records do not pair {against} and candidate ({error}): run `evaluate` again."

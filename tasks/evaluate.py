@@ -159,7 +159,7 @@ def _labelled(name: str, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _target(name: str, table: pd.DataFrame, metric: str, rule: Decide) -> reports.TargetOutcome:
-    loss = paired_loss(table["base"], table["candidate"], table["group"].tolist())
+    loss = paired_loss(table["base"], table["candidate"], table["group"].tolist(), whole_groups=False)
     each_side = (1 + rule.confidence) / 2
     return reports.TargetOutcome(
         name=name,

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,8 @@ class PairedLoss:
     sizes: Outcomes
     """Examples of each group, `(groups,)`."""
     binary: bool
+    whole_groups: bool = True
+    """Whether a group may be lost whole, as one document of a benchmark: then groups are what a sample must have seen."""
 
     @property
     def mean(self) -> float:
@@ -100,6 +102,11 @@ class PairedLoss:
         return float(min(max(worth, self.equal_groups), examples))
 
     @property
+    def units_seen(self) -> float:
+        """How many independent units have been seen, whose losses could have shown."""
+        return self.equal_groups if self.whole_groups else self.effective_examples
+
+    @property
     def test(self) -> str:
         """Which test judges it."""
         if not self.binary:
@@ -129,7 +136,7 @@ class PairedLoss:
 
     def reversed(self) -> PairedLoss:
         """Return the same with base and candidate exchanged."""
-        return PairedLoss(-self.values, -self.by_group, self.sizes, self.binary)
+        return replace(self, values=-self.values, by_group=-self.by_group)
 
     def _bound(self, excess: Callable[[float], float]) -> float:
         # The p value falls as the loss under test rises, from above the level at -most to 0 at most.
@@ -146,7 +153,7 @@ class PairedLoss:
         At the least it is the chance that all examples lean one way although none prefers it (the sign test).
         """
         unseen = min(max(margin - min(self.mean, 0.0), 0.0), 0.5)
-        return float((1 - unseen) ** self.equal_groups)
+        return float((1 - unseen) ** self.units_seen)
 
     def _p_of_score(self, loss: float) -> float:
         """Return the p value of Tango's test of «the mean loss is at least `loss`»."""
@@ -184,8 +191,13 @@ class PairedLoss:
         return float(stats.t.cdf(corrected, df=self._freedom))
 
 
-def paired_loss(base: ArrayLike, candidate: ArrayLike, groups: Sequence[str]) -> PairedLoss:
+def paired_loss(
+    base: ArrayLike, candidate: ArrayLike, groups: Sequence[str], *, whole_groups: bool = True
+) -> PairedLoss:
     """Pair the outcomes of base and candidate over the same examples, in the same order.
+
+    `whole_groups`: whether a group may be lost whole (a document of a benchmark), or its examples fail one by one (the
+    task's own test rows, whose groups only make them alike).
 
     Raises:
         ValueError: there are none, they are not of one length, or one is not finite.
@@ -202,7 +214,7 @@ def paired_loss(base: ArrayLike, candidate: ArrayLike, groups: Sequence[str]) ->
     excess = np.bincount(place, weights=values - values.mean(), minlength=len(names))
     by_group = values.mean() + excess * len(names) / len(values)
     binary = bool(np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all())
-    return PairedLoss(values, by_group, sizes.astype(np.float64), binary)
+    return PairedLoss(values, by_group, sizes.astype(np.float64), binary, whole_groups)
 
 
 def equal_groups(sizes: ArrayLike) -> float:
@@ -227,7 +239,7 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
         design *= 1 + math.sqrt(2 / loss.equal_groups)
     z = errors_to_margin(confidence, power)
     by_spread = spread * design * (z / margin) ** 2
-    by_floor = fewest_examples(margin, confidence) * len(loss.values) / loss.equal_groups
+    by_floor = fewest_examples(margin, confidence) * len(loss.values) / loss.units_seen
     needed = math.ceil(max(by_spread, by_floor))
     return needed if needed <= MOST_EXAMPLES else None
 
