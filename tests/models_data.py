@@ -12,9 +12,9 @@ from tasks.stages import STAGES
 from tests.project import make_project
 
 
-def tuned_project(folder: Path, *, until: str = "finetune") -> Paths:
+def tuned_project(folder: Path, *, until: str = "finetune", dropout: float = 0.1) -> Paths:
     """Make a tiny project and run its stages, in this process, up to and with `until`."""
-    project = make_project(folder / "project")
+    project = make_project(folder / "project", dropout=dropout)
     shutil.copytree(folder / "project-data", project.root / "data" / "raw" / "tiny")
     before = os.environ.get("RETAIN_HOME")
     os.environ["RETAIN_HOME"] = str(folder / "store")

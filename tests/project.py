@@ -171,8 +171,10 @@ class Project:
         self.dvc("add", "--quiet", f"data/raw/{name}")
 
 
-def make_project(path: Path, *, stand_ins: bool = False, names: tuple[str, ...] = ("tiny",)) -> Project:
-    """Make a repository at `path` with a recipe for each name, committed."""
+def make_project(
+    path: Path, *, stand_ins: bool = False, names: tuple[str, ...] = ("tiny",), dropout: float = 0.1
+) -> Project:
+    """Make a repository at `path` with a recipe for each name, committed; `dropout` is that of its base."""
     path.mkdir(parents=True)
     project = Project(path)
     data, base = path.parent / f"{path.name}-data", path.parent / f"{path.name}-base"
@@ -182,7 +184,7 @@ def make_project(path: Path, *, stand_ins: bool = False, names: tuple[str, ...] 
     else:
         from tests.tiny import make_tiny_base
 
-        make_tiny_base(base)
+        make_tiny_base(base, dropout=dropout)
         (path / "tasks").mkdir()
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(CHECKOUT / name, path / name)

@@ -15,7 +15,7 @@ WORDS = (
 ).split()
 
 
-def make_tiny_base(folder: Path, seed: int = 0, kind: str = "BertModel") -> Path:
+def make_tiny_base(folder: Path, seed: int = 0, kind: str = "BertModel", dropout: float = 0.1) -> Path:
     """Write a random BERT (2 layers, hidden size 32; `kind` has a head) with a word-piece tokenizer to `folder`."""
     import torch
     import transformers
@@ -40,6 +40,8 @@ def make_tiny_base(folder: Path, seed: int = 0, kind: str = "BertModel") -> Path
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     getattr(transformers, kind)(config).save_pretrained(folder)
     return folder
