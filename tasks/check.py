@@ -69,6 +69,7 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
             tables, target_names(schema), tokenizer, schema.task, length, section.seed
         )
     model = cache(lambda: _encoder(read_report(paths.base, Base), schema, paths))
+    tables = {**tables, ORIGINAL: rows.original_examples(paths)}
     embedded = _embedded(section, schema, paths, tables, model)
     measures += _of_embeddings(section, schema, embedded)
     if schema.task == "causal-lm":
@@ -171,12 +172,7 @@ def _of_likelihoods(
         return found.reshape(len(table), 2)
 
     names = ["train", *target_names(schema), ORIGINAL]
-    return surprise.surprise(
-        {name: {**tables, ORIGINAL: rows.original_examples(paths)}[name] for name in names},
-        losses,
-        length,
-        section.seed,
-    )
+    return surprise.surprise({name: tables[name] for name in names}, losses, length, section.seed)
 
 
 # --- embeddings: a sample ------------------------------------------------------------------------------
@@ -193,7 +189,6 @@ def _embedded(
     base = read_report(paths.base, Base)
     what = "image" if "image" in tables["train"] else "text"
     names = ["train", *target_names(schema), ORIGINAL]
-    tables = {**tables, ORIGINAL: rows.original_examples(paths)}
     draw = {name: sampled_target for name in target_names(schema)}
     chosen = {name: draw.get(name, sampled)(tables[name], section.max_rows, section.seed) for name in names}
     sides = [side for side in (what, "positive") if side in tables["train"]]

@@ -29,10 +29,10 @@ from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.suites import read_suite
 from tasks.models import pick_device
 from tasks.paths import Paths, registry_root
-from tasks.recipe import UNLABELLED, Decide, Evaluate
+from tasks.recipe import Decide, Evaluate
 from tasks.sources import base_folder
 from tasks.splits import first_by_hash, read_splits, target_names
-from tasks.tables import has_label_lists, indicators, write_table
+from tasks.tables import has_label_lists, indicators, unlabelled, write_table
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _targets(
 
 def _labelled(name: str, rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that can be scored: a target may lack labels."""
-    if "label" not in rows or has_label_lists(rows) or not (absent := rows["label"] == UNLABELLED).any():
+    if not (absent := unlabelled(rows)).any():
         return rows
     log.info("%s: %d of %d rows have no label and are not scored", name, int(absent.sum()), len(rows))
     return rows[~absent]

@@ -458,6 +458,13 @@ def has_label_lists(rows: pd.DataFrame) -> bool:
     return "label" in rows and len(rows) > 0 and not isinstance(rows["label"].iloc[0], str | int | np.integer)
 
 
+def unlabelled(rows: pd.DataFrame) -> NDArray[np.bool_]:
+    """Tell which canonical rows have no label, as those of a target may, `(rows,)`; an empty list of labels is one."""
+    if "label" not in rows or has_label_lists(rows):
+        return np.zeros(len(rows), dtype=bool)
+    return rows["label"].to_numpy() == UNLABELLED
+
+
 def label_places(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return places of rows and labels of canonical rows, one pair for each label that a row has."""
     lists = [np.atleast_1d(labels).astype(np.int64) for labels in rows["label"]]

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.recipe import UNLABELLED
-from tasks.tables import has_label_lists, label_codes, label_places
+from tasks.tables import has_label_lists, label_codes, label_places, unlabelled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,9 +65,7 @@ def sampled_target(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
 
     Without that, the few labelled rows of a large target would be drawn as seldom as the others.
     """
-    if "label" not in table or len(table) <= most or has_label_lists(table):
-        return sampled(table, most, seed)
-    if not (absent := table["label"] == UNLABELLED).any():
+    if len(table) <= most or not (absent := unlabelled(table)).any():
         return sampled(table, most, seed)
     import pandas as pd
 

@@ -26,6 +26,7 @@ from torch import nn
 
 from tasks.errors import ConfigError
 from tasks.families.interface import Model
+from tasks.forgetting.slices import TEXTS
 from tasks.forgetting.suites import Suite
 from tasks.reports import Drift, LayerDrift
 from tasks.splits import first_by_hash
@@ -39,7 +40,7 @@ FEWEST_INPUTS = 8
 """Taken however long they are; CKA needs more than three."""
 SEED = 0
 """Of which inputs are taken: the same for every model, so it is no choice to make."""
-ASKED = ("text", "query", "context", "image")
+ASKED = (*TEXTS, "image")
 """Columns of a benchmark that hold what a model reads, the first that is there."""
 
 Features = NDArray[np.float64]

@@ -16,7 +16,7 @@ from tasks.reports import FlipSlice
 
 LENGTHS = ("short", "middle", "long")
 TEXTS = ("text", "query", "context")
-"""Columns of a benchmark that hold what a model reads, the first that is there."""
+"""Columns of a benchmark that hold the text a model reads, the first that is there."""
 SLICE = "slice"
 """Column of what a recipe tells a benchmark's examples apart by."""
 

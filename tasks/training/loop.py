@@ -34,9 +34,11 @@ from tasks.training.layers import parameter_groups, rate_share, thawed
 from tasks.training.memory import (
     MICRO_TOKENS,
     compile_blocks,
+    random_state,
     recompute_blocks,
     restore_blocks,
     retry_smaller,
+    set_random_state,
 )
 from tasks.training.packing import Packing
 from tasks.training.tensorboard import Board
@@ -195,12 +197,12 @@ class Trainer:
 
     def _whole_step(self, batch: np.ndarray, original: np.ndarray) -> float:
         """Make a step, or, when SIGTERM came and it takes too long, nothing of it, and checkpoint what was before."""
-        before = self._generators()
+        before = random_state()
         try:
             return self._step(batch, original)
         except _StopNow:
             self.optimizer.zero_grad(set_to_none=True)
-            self._set_generators(before)
+            set_random_state(before)
             self._save()
             raise self._preempted() from None
 
@@ -371,20 +373,8 @@ class Trainer:
             "optimizer": self.team.whole(self.optimizer.state_dict()),
             "best": self.team.whole(self.best),
             "progress": vars(self.progress),
-            "generators": self.team.each(self._generators()),
+            "generators": self.team.each(random_state()),
         }
-
-    @staticmethod
-    def _generators() -> list[Tensor]:
-        """Return the states of the random generators."""
-        on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return [torch.get_rng_state(), *on_devices]
-
-    @staticmethod
-    def _set_generators(generators: list[Tensor]) -> None:
-        torch.set_rng_state(generators[0])
-        if torch.cuda.is_available() and len(generators) > 1:
-            torch.cuda.set_rng_state_all(generators[1:])
 
     def _resume(self) -> None:
         if self.copies is not None and self.team.first:
@@ -398,7 +388,7 @@ class Trainer:
         if state["best"] is not None:
             self.best = dict(self.team.pieces(state["best"], self.network))
         self.progress = Progress(**state["progress"])
-        self._set_generators(state["generators"][self.team.rank])
+        set_random_state(state["generators"][self.team.rank])
         log.info("going on from the checkpoint at step %d of %d", self.progress.step, self.steps)
 
 

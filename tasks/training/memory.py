@@ -35,7 +35,7 @@ def retry_smaller(attempt: Callable[[], Any], shrink: Callable[[], None]) -> Any
     `shrink` raises where there is nothing left to make smaller.
     """
     while True:
-        state = _random_state()
+        state = random_state()
         try:
             return attempt()
         except (RuntimeError, MemoryError) as error:
@@ -45,7 +45,7 @@ def retry_smaller(attempt: Callable[[], Any], shrink: Callable[[], None]) -> Any
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         shrink()
-        _set_random_state(state)
+        set_random_state(state)
 
 
 def recompute_blocks(network: nn.Module) -> None:
@@ -75,12 +75,14 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     return [network.get_submodule(name) for name in block_names(network)]
 
 
-def _random_state() -> list[torch.Tensor]:
+def random_state() -> list[torch.Tensor]:
+    """Return the states of the random generators: the CPU's, and those of the CUDA devices."""
     state = [torch.get_rng_state()]
     return [*state, *torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else state
 
 
-def _set_random_state(state: list[torch.Tensor]) -> None:
+def set_random_state(state: list[torch.Tensor]) -> None:
+    """Put the random generators where `random_state` found them; a state without CUDA's leaves those as they are."""
     torch.set_rng_state(state[0])
-    if len(state) > 1:
+    if torch.cuda.is_available() and len(state) > 1:
         torch.cuda.set_rng_state_all(state[1:])

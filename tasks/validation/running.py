@@ -161,14 +161,11 @@ class KeptColumns:
             parts.append(_digests(part) if digested and column in CONTENT else part)
             self._bytes += int(parts[-1].memory_usage(index=False, deep=True))
         if self._bytes > WHOLE_COLUMNS_BYTES:
-            names = sorted({rule.of_recipe or rule.type for rule in self._rules})
             raise ConfigError(
                 f"More than {WHOLE_COLUMNS_BYTES / 2**30:g} GiB of columns would have to be read whole, because these "
                 "expectations hang on many rows at once and cannot be added up over batches; leave out those on long "
                 "columns, or put expectations on each row in their place:",
-                [f"{rule.of_recipe or 'validate'}: {rule.type} {rule.arguments}" for rule in self._rules]
-                if names
-                else [],
+                [f"{rule.of_recipe or 'validate'}: {rule.type} {rule.arguments}" for rule in self._rules],
             )
 
     def table(self, digested: bool) -> pd.DataFrame:

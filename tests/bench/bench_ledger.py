@@ -30,13 +30,14 @@ from tasks.__main__ import run_stage
 from tasks.families import family
 from tasks.families.interface import Model
 from tasks.forgetting.measure import Subject, reference
-from tasks.forgetting.rule import PairedLoss, errors_to_margin, paired_loss
+from tasks.forgetting.rule import errors_to_margin, paired_loss
 from tasks.forgetting.suites import read_suites
 from tasks.paths import Paths
 from tasks.recipe import load_recipe, recipe_path
 from tasks.sources import TUNED_FILES, base_folder, fetch_raw
 from tasks.splits import first_by_hash, read_splits
 from tasks.training.run import train_model
+from tests.bench.bench_rule import independent
 from tests.bench.figures import ROOT, Figure, publish
 
 LINEAGES = 2000
@@ -136,7 +137,7 @@ def _passes(drift: Drift, policy: Policy, before: Outcomes, after: Outcomes) -> 
     if policy.selects and float(selected.mean()) + room > drift.margin:
         return False
     values = before[1] - after[1]  # an example is a group of its own
-    return PairedLoss(values, values, np.ones(len(values)), drift.binary).p_not_below(drift.margin) <= LEVEL
+    return independent(values, drift.binary).p_not_below(drift.margin) <= LEVEL
 
 
 def _begin(drift: Drift, rng: np.random.Generator) -> Outcomes:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tasks.forgetting.rule import PairedLoss, errors_to_margin
 from tasks.paths import Paths
+from tests.bench.bench_rule import independent
 from tests.bench.figures import ROOT, Figure, publish
 
 REPEATS = 2000
@@ -98,7 +99,7 @@ def _loss(tuned: Tuned, drawn: Draws, alpha: float) -> PairedLoss:
     else:  # an answer that turned at a small α stays turned at a larger one
         values = (drawn[0] < mean + tuned.spread * alpha).astype(float)
         values -= (drawn[1] < tuned.spread * alpha).astype(float) * (values == 0)
-    return PairedLoss(values, values, np.ones(len(values)), tuned.binary)
+    return independent(values, tuned.binary)
 
 
 def _largest(tuned: Tuned, drawn: Draws, room: float) -> float:

@@ -50,7 +50,7 @@ def drawn_from(population: Callable[[float], Draws], group: int = 1) -> Callable
             groups = max(size // group, 1)
             drawn = rng.choice(everyone, groups)
             if group == 1:
-                return _independent(drawn, binary)
+                return independent(drawn, binary)
             values = np.repeat(drawn, group)
             return _paired(values, np.arange(len(values)) // group, binary)
 
@@ -88,7 +88,7 @@ def similarities(loss: float) -> Draw:
             for r, noise in zip((base, candidate), own, strict=True)
         ]
         before, after = (spearman_terms(cosines, truth) for cosines in said)
-        return _independent(before - after, False)
+        return independent(before - after, False)
 
     return draw
 
@@ -97,7 +97,7 @@ def _binary(values: Draws) -> bool:
     return bool(np.isin(values, (-1, 0, 1)).all())
 
 
-def _independent(values: Draws, binary: bool) -> PairedLoss:
+def independent(values: Draws, binary: bool) -> PairedLoss:
     """Pair examples that are a group each: what `paired_loss` would return, without naming them."""
     return PairedLoss(values, values, np.ones(len(values)), binary)
 
