@@ -2,8 +2,9 @@
 SHELL := /bin/sh
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# Processes that share the test suite; the files of tests are dealt out whole.
+# Processes that share the test suite, of one thread each; the files of tests are dealt out whole.
 WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -35,13 +36,13 @@ demo: .venv/.demo  ## Fine-tune a real sentiment model and release it, end to en
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/retain run sentiment
 
 test: .venv/.demo  ## Run the test suite (offline, CPU)
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 test-slow: .venv/.test  ## Run the slow tests: servers, whole pipelines, real weights and data
-	$(BIN)/pytest -m "e2e or realdata"
+	$(PYTEST) --timeout 1800 -m "e2e or realdata"
 
 test-all: .venv/.test  ## Run every test that this machine can run
-	$(BIN)/pytest -m "not gpu"
+	$(PYTEST) --timeout 1800 -m "not gpu"
 
 check: .venv/.installed  ## Lint, formatting, types
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +115,9 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(
     assert not [path for path in paths.out.iterdir() if path.name.startswith(".")]
     if how == signal.SIGTERM:
         assert "run it again to go on" in said
-    began = time.monotonic()
     again = start(paths, slow=False)
     said = again.communicate(timeout=120)[0]
     assert again.returncode == 0, said
-    assert time.monotonic() - began < 100
     assert f"going on from the checkpoint at step {step - (how != signal.SIGTERM)} of " in said
     assert outputs(paths) == outputs(Paths(built / "project", "tiny"))
 

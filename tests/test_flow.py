@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -127,12 +126,10 @@ def test_an_interrupted_run_ends_and_the_next_goes_on(project: Project, number: 
         if "epoch 1" in line:
             break
     family = psutil.Process(run.pid).children(recursive=True)
-    began = time.monotonic()
     # Ctrl-C reaches every process of the terminal; a service manager's SIGTERM the one it started.
     (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
     said, _ = run.communicate(timeout=60)
     assert run.returncode == status, said
-    assert time.monotonic() - began < 30
     assert "Traceback" not in said
     assert [child for child in family if child.is_running() and child.status() != "zombie"] == []
     project.change("epochs: 20", "epochs: 2")
@@ -177,11 +174,10 @@ def test_a_failed_stage_ends_the_flow_without_a_traceback_and_a_bug_with_its_own
 
 
 @pytest.mark.e2e
-def test_a_run_with_nothing_to_do_is_quick_and_a_damaged_cache_is_built_again(project: Project) -> None:
+def test_a_run_with_nothing_to_do_runs_no_stage_and_a_damaged_cache_is_built_again(project: Project) -> None:
     project.retain("run", "tiny", "--no-register")
-    began = time.monotonic()
     done = project.retain("run", "tiny", "--no-register")
-    assert time.monotonic() - began < 15
+    assert ": executed" not in done.stdout + done.stderr
     assert "Nothing to do: every stage is up to date." in done.stdout
     assert "Finished in state Cached('unchanged'" in done.stdout + done.stderr
     decision = Paths(project.root, "tiny").decision

@@ -74,6 +74,15 @@ def test_original_inputs_are_what_the_benchmarks_ask() -> None:
     assert found["id"].is_unique
 
 
+def test_an_image_is_asked_itself_and_not_the_name_of_its_file() -> None:
+    rows = pd.DataFrame({"text": ["cat.png", "dog.png", "a long name.png"], "image": [b"1", b"2", b"3"]})
+    shown = suite("head", rows)
+    assert sorted(original_inputs([shown])["image"]) == [b"1", b"2", b"3"]
+    assert len(sample(rows.assign(text="x" * MOST_CHARACTERS, group=list("abc")))) == 3
+    assert [item.slice for item in flip_slices(shown, np.ones(3), np.zeros(3))] == []
+    assert shown.extract(1) == "dog.png"
+
+
 def test_flips_are_counted_by_label_length_and_what_the_recipe_names() -> None:
     rows = pd.DataFrame(
         {

@@ -109,7 +109,7 @@ def test_ten_times_the_rows_take_about_ten_times_as_long() -> None:
     seconds = []
     for rows in (5_000, 50_000):
         train = sentences(rows, 12)
-        started = time.perf_counter()
+        started = time.process_time()
         contamination(benchmark, train)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert seconds[1] < 25 * seconds[0]

@@ -54,13 +54,16 @@ def test_leaks_name_the_training_row_and_spare_the_rest() -> None:
     assert leaks(test, train, 0.8).tolist() == [-1] * 50 + [7, 11, 12]
 
 
-def test_leaks_are_found_in_a_template_of_thousands_in_reasonable_time() -> None:
+def test_leaks_are_found_in_a_template_of_thousands_in_time_that_grows_with_them() -> None:
     template = "Dear customer, your parcel number {} is on its way to you, please be at home. Kind regards"
-    train = [template.format(number) for number in range(4000)]
-    started = time.perf_counter()
-    assert len(set(near_clusters(train, 0.8).tolist())) == 1
-    assert (leaks([template.format("A7")], train, 0.8) >= 0).all()
-    assert time.perf_counter() - started < 20
+    seconds = []
+    for rows in (1_000, 8_000):
+        train = [template.format(number) for number in range(rows)]
+        started = time.process_time()
+        assert len(set(near_clusters(train, 0.8).tolist())) == 1
+        assert (leaks([template.format("A7")], train, 0.8) >= 0).all()
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 24 * seconds[0], "64 times, where each is held against each"
 
 
 def test_conflicts_are_equal_texts_with_other_labels() -> None:

@@ -26,7 +26,6 @@ from torch import nn
 
 from tasks.errors import ConfigError
 from tasks.families.interface import Model
-from tasks.forgetting.slices import TEXTS
 from tasks.forgetting.suites import Suite
 from tasks.reports import Drift, LayerDrift
 from tasks.splits import first_by_hash
@@ -40,8 +39,6 @@ FEWEST_INPUTS = 8
 """Taken however long they are; CKA needs more than three."""
 SEED = 0
 """Of which inputs are taken: the same for every model, so it is no choice to make."""
-ASKED = (*TEXTS, "image")
-"""Columns of a benchmark that hold what a model reads, the first that is there."""
 
 Features = NDArray[np.float64]
 
@@ -71,7 +68,7 @@ def drift(
 def sample(rows: pd.DataFrame) -> pd.DataFrame:
     """Return few enough rows to be read quickly, those whose groups hash first."""
     few = first_by_hash(rows, MOST_INPUTS, SEED)
-    if "text" not in few:
+    if "image" in few or "text" not in few:
         return few
     within = few["text"].str.len().cumsum() <= MOST_CHARACTERS
     return few[within | (np.arange(len(few)) < FEWEST_INPUTS)]
@@ -81,17 +78,17 @@ def original_inputs(suites: Sequence[Suite]) -> pd.DataFrame:
     """Return what the benchmarks ask, the same number of each: columns `id`, `group`, and `text` or `image`."""
     parts = []
     for suite in suites:
-        column = next(name for name in ASKED if name in suite.examples)
+        what = "image" if suite.asked == "image" else "text"
         part = pd.DataFrame(
             {
                 "id": suite.name + "/" + suite.examples["id"].astype(str),
                 "group": suite.name + "/" + suite.examples["group"].astype(str),
-                "image" if column == "image" else "text": suite.examples[column],
+                what: suite.examples[suite.asked],
             }
         )
         share = max(MOST_CHARACTERS // len(suites), 1)
         few = first_by_hash(part, max(MOST_INPUTS // len(suites), FEWEST_INPUTS), SEED)
-        if column != "image":
+        if what == "text":
             few = few[few["text"].str.len().cumsum() <= share] if len(few) > FEWEST_INPUTS else few
         parts.append(few)
     return pd.concat(parts, ignore_index=True)

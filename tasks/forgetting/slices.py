@@ -15,8 +15,6 @@ from tasks.forgetting.suites import Suite
 from tasks.reports import FlipSlice
 
 LENGTHS = ("short", "middle", "long")
-TEXTS = ("text", "query", "context")
-"""Columns of a benchmark that hold the text a model reads, the first that is there."""
 SLICE = "slice"
 """Column of what a recipe tells a benchmark's examples apart by."""
 
@@ -51,9 +49,8 @@ def _ways(suite: Suite) -> Iterator[tuple[str, NDArray[np.str_]]]:
         names = suite.info.labels
         said = [names[label] if label < len(names) else str(label) for label in examples["label"]]
         yield "label", np.array(said, dtype=str)
-    column = next((name for name in TEXTS if name in examples), None)
-    if column is not None and len(examples) >= len(LENGTHS):
-        yield "length", _thirds(examples[column])
+    if suite.asked != "image" and len(examples) >= len(LENGTHS):
+        yield "length", _thirds(examples[suite.asked])
 
 
 def _thirds(texts: pd.Series) -> NDArray[np.str_]:

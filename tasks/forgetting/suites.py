@@ -48,6 +48,8 @@ TOKENS_A_BATCH = {"cpu": 2048, "cuda": 65_536}
 """Tokens of a forward pass over requests."""
 NOTHING_KNOWN = -20.0
 """Nats a token below what any tokenizer's vocabulary gives by guessing."""
+ASKED = ("image", "text", "query", "context")
+"""Columns of examples that hold what a model is asked, the first that is there: an image's `text` names its file."""
 EMBEDDING = ("retrieval", "probe", "knn", "similarity")
 """Kinds that ask a model for vectors only, which are kept by text."""
 
@@ -107,6 +109,11 @@ class Suite:
         """
         return MEASURES[self.info.kind](self, subject)
 
+    @property
+    def asked(self) -> str:
+        """Return the column that holds what a model is asked."""
+        return next(name for name in ASKED if name in self.examples)
+
     def extract(self, row: int) -> str:
         """Show one example in a line."""
         example = self.examples.iloc[row]
@@ -115,7 +122,7 @@ class Suite:
             return f"{_short(str(example['query']), EXTRACT // 2)} → {_short(str(document), EXTRACT // 2)}"
         if self.info.kind == "similarity":
             return f"{_short(str(example['text']), EXTRACT // 2)} ~ {_short(str(example['positive']), EXTRACT // 2)}"
-        said = next(example[name] for name in ("text", "query", "context") if name in example)
+        said = example["text" if self.asked == "image" else self.asked]
         if self.info.kind == "last-word":
             return f"{_short(str(said)[-EXTRACT:], EXTRACT)} → {example['continuation']}"
         if self.info.kind in ("choices", "harness") and int(example["gold"]) >= 0:
@@ -181,15 +188,16 @@ def _neighbours(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
 def _fitting_part(suite: Suite, subject: Measurable) -> tuple[Vectors, Vectors]:
     if suite.other["label"].nunique() < 2:
         raise StageError(f"benchmark {suite.name}: its fitting part has one class only; give it more rows.")
-    what = "image" if "image" in suite.examples else "text"
-    return subject.embed(suite.other[what].tolist()), subject.embed(suite.examples[what].tolist())
+    return subject.embed(suite.other[suite.asked].tolist()), subject.embed(
+        suite.examples[suite.asked].tolist()
+    )
 
 
 def _original_head(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
-    if "image" in suite.examples:
-        logits = subject.model.original_logits(suite.examples["image"].tolist())
+    asked = suite.examples[suite.asked].tolist()
+    if suite.asked == "image":
+        logits = subject.model.original_logits(asked)
     else:
-        asked = suite.examples["text"].tolist()
         logits = _encoder(subject).original_logits(asked, max_length=subject.max_length)
     if len(suite.info.labels) not in (0, logits.shape[1]):
         raise StageError(
