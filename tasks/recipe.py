@@ -462,6 +462,9 @@ class Finetune(Section):
     """Weight of keeping the base's answers, or features, on the rows at hand and on replayed ones (LwF)."""
     replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each batch that is replayed from `data.replay`."""
+    average_last: Fraction = 0.0
+    """Share of the steps, the last ones, whose weights are averaged (SWA): their mean is what epochs that end among them
+    are measured with, and what stays of them; 0 takes weights as they are."""
     precision: Literal["fp32", "bf16"]
     """Arithmetic of the forward and backward pass; weights stay fp32."""
     recompute_activations: bool = False
@@ -588,6 +591,8 @@ class Tune(Section):
     """Strengths of the pull back to the base."""
     replay_share: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.0])
     """Shares of replayed rows; above 0 they need `data.replay`."""
+    average_last: list[Fraction] = Field(default=[0.0])
+    """Shares of the last steps whose weights are averaged."""
     lora_ranks: list[Annotated[int, Field(ge=1)]] = Field(default=[8])
     """Ranks tried with `method: lora`."""
 

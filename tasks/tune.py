@@ -102,6 +102,7 @@ def sample(trial: Any, section: Tune, recipe: Recipe) -> dict[str, Any]:
         "epochs": trial.suggest_categorical("epochs", section.epochs or [recipe.finetune.epochs]),
         "l2_sp": trial.suggest_categorical("l2_sp", section.l2_sp) if method != "lora" else 0.0,
         "replay_share": trial.suggest_categorical("replay_share", section.replay_share),
+        "average_last": trial.suggest_categorical("average_last", section.average_last),
         "freeze_layers": _frozen(trial.suggest_categorical("freeze_layers", section.freeze_layers)),
         "lora": None,
     }

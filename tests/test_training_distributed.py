@@ -23,7 +23,7 @@ from tests.short_training import SECTION, CausalLM, short_trainer
 from tests.tiny_lm import tiny_lm, tiny_tokenizer
 
 # Batches of 7 of which 2 or so are replayed; the last has one new row, of which a process has none.
-PLAIN = {"batch_size": 7, "checkpoint_every": 3, "attention_dropout": 0.0}
+PLAIN = {"batch_size": 7, "checkpoint_every": 3, "attention_dropout": 0.0, "average_last": 0.6}
 HOW = {"DDP": {"sharding": "replicate"}, "FSDP2": {"sharding": "shard"}}
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.short_training"])

@@ -67,7 +67,14 @@ def finished(made: Trainer) -> tuple[dict[str, torch.Tensor], object]:
 KEPT = {"replay_share": 0.25, "l2_sp": 0.1, "ewc": 1.0, "distill": 0.5}
 
 
-@pytest.mark.parametrize("more", [{}, {"unfreeze_every": 2}, KEPT], ids=["plain", "unfreezing", "keeping"])
+AVERAGED = {"average_last": 0.7, "freeze_layers": 1}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"unfreeze_every": 2}, KEPT, AVERAGED],
+    ids=["plain", "unfreezing", "keeping", "averaging"],
+)
 @pytest.mark.parametrize("how", ["SIGTERM", "a crash"])
 def test_resumed_after_any_step_it_ends_with_the_same_bits(
     base: Path, tmp_path: Path, how: str, more: dict[str, float]

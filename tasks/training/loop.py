@@ -25,6 +25,7 @@ from tasks.errors import Preempted, StageError
 from tasks.families.interface import Examples, Measured, Model
 from tasks.recipe import Finetune
 from tasks.training.adapters import load_state_beside_base, state_beside_base
+from tasks.training.averaging import Average
 from tasks.training.batches import micro_batches
 from tasks.training.checkpoints import newest_checkpoint, save_checkpoint
 from tasks.training.copies import Copies
@@ -102,6 +103,9 @@ class Trainer:
         self.keeping = make_keeping(self.model, section, original)
         self.steps = section.epochs * len(self._batches(0))
         self.warmup = math.ceil(self.steps * section.warmup_share)
+        trained = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        own = {name: value for name, value in self.network.named_parameters() if id(value) in trained}
+        self.average = Average(own, self.steps, section.average_last)
         self.progress = Progress(micro_tokens=MICRO_TOKENS[self.model.device.partition(":")[0]])
         self.packing: Packing | None = None
         self.best: dict[str, Tensor] | None = None
@@ -180,6 +184,7 @@ class Trainer:
         for batch, original in list(zip(batches, replayed, strict=True))[progress.batch :]:
             loss = self._whole_step(batch, original)
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
+            self.average.take(progress.step)
             progress.loss_sum += loss * len(batch)
             rate = self.optimizer.param_groups[-1]["lr"]
             progress.history.append(
@@ -322,7 +327,8 @@ class Trainer:
         """Measure the model; SIGTERM does not wait for the end of that, which may be long."""
         # What validation draws must not move training's random numbers: it draws none (no dropout).
         try:
-            with stopped.at_once() if self.team.reads_alone else contextlib.nullcontext():
+            at_once = stopped.at_once() if self.team.reads_alone else contextlib.nullcontext()
+            with self.average.shown(), at_once:
                 measured = self.team.read(self._validate)
         except _StopNow:
             measured = None
@@ -363,7 +369,8 @@ class Trainer:
         if loss < progress.best_loss:
             progress.best_loss, progress.best_score = loss, score
             progress.best_epoch = progress.epoch
-            self.best = copy.deepcopy(state_beside_base(self.network))
+            with self.average.shown():
+                self.best = copy.deepcopy(state_beside_base(self.network))
         if self.watch is not None:
             self.watch(progress, measured)
 
@@ -372,6 +379,7 @@ class Trainer:
             "network": self.team.whole(state_beside_base(self.network)),
             "optimizer": self.team.whole(self.optimizer.state_dict()),
             "best": self.team.whole(self.best),
+            "average": self.team.whole(self.average.state),
             "progress": vars(self.progress),
             "generators": self.team.each(random_state()),
         }
@@ -387,6 +395,8 @@ class Trainer:
         self.optimizer.load_state_dict(self.team.optimizer_pieces(state["optimizer"], self.optimizer))
         if state["best"] is not None:
             self.best = dict(self.team.pieces(state["best"], self.network))
+        average = state["average"]
+        self.average.load(average["count"], self.team.pieces(average["mean"], self.network))
         self.progress = Progress(**state["progress"])
         set_random_state(state["generators"][self.team.rank])
         log.info("going on from the checkpoint at step %d of %d", self.progress.step, self.steps)
