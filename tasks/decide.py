@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from tasks import reports
 from tasks.errors import StageError
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 MOST_ADVICE = 3
+SMALL_ALPHA = 0.1
+"""Below it, little of the tuning is left."""
 _SEVERITY: dict[Verdict, int] = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
 
 
@@ -44,12 +47,14 @@ def decide(section: Decide, budget: Mapping[str, Suite], registration: Register,
     _must_belong_together(evaluated, merged, pin, budget)
     suites = _judge_suites(evaluated, pin, budget, section, paths)
     target, target_reason = _judge_target(evaluated, merged, section, paths)
+    tuned = _judge_tuned(merged, budget, section) if merged.kept_base else []
     champion, champion_reason = _judge_champion(evaluated, pin, section, paths)
     ledger, ledger_reason = _judge_ledger(pin, budget, registration.rebase)
     judged: list[tuple[Verdict, str]] = [
         (suite.verdict, f"{suite.name}: {suite.reason}") for suite in suites if suite.margin is not None
     ]
     judged += [(target, f"its own task: {target_reason}")]
+    judged += [(suite.verdict, f"{suite.name}, as tuned: {suite.reason}") for suite in tuned if suite.margin]
     judged += [(champion, f"champion: {champion_reason}")] if champion else []
     judged += [(ledger, f"ledger: {ledger_reason}")] if ledger_reason else []
     verdict = min((answer for answer, _ in judged), key=_SEVERITY.__getitem__)
@@ -72,6 +77,7 @@ def decide(section: Decide, budget: Mapping[str, Suite], registration: Register,
         champion=pin.champion,
         champion_verdict=champion,
         suites=suites,
+        tuned_suites=tuned,
         model=evaluated.candidate_model,
     )
     reports.write_report(paths.decision, report)
@@ -126,6 +132,38 @@ def _judge_suites(
         )
         for name, suite in budget.items()
     ]
+
+
+def _judge_tuned(
+    merged: reports.MergeReport, budget: Mapping[str, Suite], section: Decide
+) -> list[reports.SuiteVerdict]:
+    """Judge the tuned model on the selection halves, by its standard error: of the base there is nothing to tell."""
+    outcomes = [outcome for outcome in merged.tuned.suites if outcome.name in budget]
+    return [_judge_by_error(outcome, budget[outcome.name].margin, section) for outcome in outcomes]
+
+
+def _judge_by_error(
+    outcome: reports.SuiteOutcome, margin: float | None, section: Decide
+) -> reports.SuiteVerdict:
+    width = float(stats.norm.ppf(section.confidence)) * outcome.standard_error
+    lower, upper = outcome.loss - width, outcome.loss + width
+    limit = math.inf if margin is None else margin
+    verdict: Verdict = "FAIL" if lower > limit else "PASS" if upper < limit else "INCONCLUSIVE"
+    reason = (
+        f"{outcome.metric} {outcome.base:.3f} → {outcome.candidate:.3f} on {outcome.examples} selection examples, lost "
+        f"{_signed(outcome.loss)} ({_signed(lower)} to {_signed(upper)} with {section.confidence:.0%} confidence a side)"
+    )
+    return reports.SuiteVerdict(
+        **outcome.model_dump(include={"name", "metric", "base", "candidate", "loss", "examples"}),
+        margin=margin,
+        lower=lower,
+        upper=upper,
+        p_value=float(stats.norm.cdf((outcome.loss - limit) / max(outcome.standard_error, 1e-12))),
+        examples_needed=None,
+        verdict=verdict,
+        test="z",
+        reason=reason if margin is None else f"{reason}; the margin is {margin:g}",
+    )
 
 
 def _above_chance(table: pd.DataFrame, chance: float, section: Decide) -> bool:
@@ -346,8 +384,13 @@ def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports
         advice.append(
             "Set finetune.epochs: 1, or freeze the early half of the layers with finetune.freeze_layers."
         )
+        least = min(outcome.alpha for outcome in merged.outcomes if outcome.alpha > 0)
         if not merged.kept_base:
             advice.append("Add values between 0 and the chosen one to merge.alphas.")
+        elif least > SMALL_ALPHA:
+            advice.append(
+                f"Add values below {least:g} to merge.alphas: no weaker mixture with the base was tried."
+            )
     for suite in suites:
         if suite.verdict == "INCONCLUSIVE" and suite.examples_needed:
             advice.append(

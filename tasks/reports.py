@@ -315,6 +315,11 @@ class MergeReport(Report):
         """Whether nothing of the tuning was kept."""
         return self.alpha == 0 and self.path == "wise-ft"
 
+    @property
+    def tuned(self) -> AlphaOutcome:
+        """What the tuned model itself gained and lost."""
+        return next(outcome for outcome in self.outcomes if outcome.alpha == 1)
+
 
 class Ledger(Part):
     """What releases of one name are measured against, since its first one or since `register.rebase`."""
@@ -406,7 +411,8 @@ class SuiteVerdict(Part):
     """At which a model that lost nothing would pass with the stated power; null: cannot be settled."""
     verdict: Verdict
     test: str
-    """Which test: `score` (binary outcomes), `t` (skewness-corrected), or both (binary, in groups)."""
+    """Which test: `score` (binary outcomes), `t` (skewness-corrected), both (binary, in groups), or `z` (from a standard
+    error alone)."""
     attempt: int = 1
     """Of the candidates that were measured on this report half."""
     alpha_spent: float | None = None
@@ -436,6 +442,8 @@ class DecideReport(Report):
     champion_verdict: Verdict | None = None
     """Whether it is no worse than the champion on the test split; null when there is none."""
     suites: list[SuiteVerdict]
+    tuned_suites: list[SuiteVerdict] = []
+    """Where nothing of the tuning was kept: the tuned model on the *selection* halves, by its standard error."""
     model: str
     """Fingerprint of the model decided on."""
 

@@ -171,6 +171,8 @@ class Summary:
     """What before and after are, in words."""
     champion: int | None = None
     suites: tuple[Row, ...] = ()
+    suites_sentence: str = ""
+    """What was measured, of which model and on what."""
     confidence: float | None = None
     choice: str = ""
     choice_pictures: tuple[Picture, ...] = ()
@@ -225,10 +227,11 @@ def summarize(
         reasons=_reasons(reports),
         advice=tuple(decision.advice) if decision else (),
         figures=_figures(reports),
-        gains=_gains(evaluate.targets) if evaluate else (),
+        gains=_gains(evaluate.targets) if evaluate and not _kept_base(reports) else (),
         gains_sentence=_gains_sentence(evaluate) if evaluate else "",
         champion=evaluate.champion if evaluate else None,
-        suites=tuple(_suite(suite) for suite in decision.suites) if decision else (),
+        suites=tuple(map(_suite, _shown_suites(reports))),
+        suites_sentence=_suites_sentence(reports),
         confidence=decision.confidence if decision else None,
         choice=_choice(reports.merge) if reports.merge else "",
         choice_pictures=_choice_pictures(reports),
@@ -246,6 +249,24 @@ def summarize(
         slices=tuple(map(Row, slice_cells(reports.merge.slices))) if reports.merge else (),
         lineage=(*_lineage(reports), *(lineage or {}).items()),
     )
+
+
+def _kept_base(reports: Reports) -> bool:
+    return bool(reports.decision and reports.merge and reports.merge.kept_base)
+
+
+def _shown_suites(reports: Reports) -> Sequence[SuiteVerdict]:
+    """Return what the chosen model forgot; where that is the base itself, what the tuned model forgot."""
+    if reports.decision is None:
+        return []
+    return reports.decision.tuned_suites or reports.decision.suites
+
+
+def _suites_sentence(reports: Reports) -> str:
+    said = "What the base model could do before, measured on the same examples before and after"
+    if reports.decision and reports.decision.tuned_suites:
+        return f"{said}: the tuned model, on the selection halves. Nothing of it was kept."
+    return f"{said}."
 
 
 def still_valid(reports: Reports) -> tuple[Reports, list[str]]:
@@ -296,7 +317,7 @@ def _sentence(reports: Reports, outcome: Outcome) -> str:
         return f"The data crossed {count} bound(s), so nothing was trained on it."
     if decision is None:
         return "The pipeline has not come to its end; below is what is known so far."
-    gating = [suite for suite in decision.suites if suite.margin is not None]
+    gating = [suite for suite in _shown_suites(reports) if suite.margin is not None]
     gained = _test_gain(reports)
     if outcome == "PASS":
         kept = {1: "the original ability", 2: "both original abilities"}
@@ -313,6 +334,9 @@ def _sentence(reports: Reports, outcome: Outcome) -> str:
 def _test_gain(reports: Reports) -> str:
     targets = reports.evaluate.targets if reports.evaluate else []
     test = next((target for target in targets if target.name == "test"), None)
+    if _kept_base(reports) and reports.merge:
+        gain = change(reports.merge.metric, reports.merge.tuned.gain)
+        return f"The tuned model changed {_words(reports.merge.metric)} on validation by {gain}; nothing of it was kept."
     if test is None:
         return ""
     if not test.gain:
@@ -332,11 +356,18 @@ def _reasons(reports: Reports) -> tuple[str, ...]:
 def _figures(reports: Reports) -> tuple[tuple[str, str, str], ...]:
     figures = []
     for target in reports.evaluate.targets if reports.evaluate else []:
-        if target.name == "test":
+        if target.name == "test" and not _kept_base(reports):
             detail = f"{score(target.metric, target.base)} before · {change(target.metric, target.gain)}"
             named = f"{_metric(target.metric)} on its task"
             figures.append((named, score(target.metric, target.candidate), detail))
-    gating = [suite for suite in reports.decision.suites if suite.margin] if reports.decision else []
+    if _kept_base(reports) and reports.merge:
+        whole = reports.merge.tuned
+        value, gain = (
+            score(reports.merge.metric, whole.validation_score),
+            change(reports.merge.metric, whole.gain),
+        )
+        figures.append((f"{_metric(reports.merge.metric)} as tuned", value, f"on validation · {gain}"))
+    gating = [suite for suite in _shown_suites(reports) if suite.margin]
     if gating:
         kept = sum(suite.verdict == "PASS" for suite in gating)
         figures.append(("Abilities kept", f"{kept} of {len(gating)}", "within the agreed loss"))

@@ -25,7 +25,7 @@ class Case:
 
     def __init__(self, root: Path) -> None:
         self.paths = Paths(root, "case")
-        self.tuned_gain: float | None = None
+        self.tuned_gain, self.tuned_loss = 0.1, 0.0
         self.alpha, self.champion, self.champion_model, self.evaluated = 1.0, None, None, MODEL
         self.chance = {"retrieval": 0.01, "probe": 0.5}
         self.ledger: reports.Ledger | None = None
@@ -67,32 +67,41 @@ class Case:
                 benchmarks=self.halves,
             ),
         )
-        outcome = reports.AlphaOutcome(
-            alpha=self.alpha, validation_score=0.9, gain=0.1, suites=[], within_budget=True, blocked_by=[]
+        base = reports.AlphaOutcome(
+            alpha=0.0, validation_score=0.8, gain=0.0, suites=[], within_budget=True, blocked_by=[]
         )
         reports.write_report(
             self.paths.merge,
             reports.MergeReport(
-                alpha=self.alpha, rescued=False, outcomes=[outcome, *self.tuned()], flips=[], model=MODEL
+                alpha=self.alpha, rescued=False, outcomes=[base, self.tuned()], flips=[], model=MODEL
             ),
         )
         reports.write_report(self.paths.evaluate, self.report())
         return self.paths
 
-    def tuned(self) -> list[reports.AlphaOutcome]:
-        """Return what α = 1 came to, where the case says so."""
-        if self.tuned_gain is None:
-            return []
-        return [
-            reports.AlphaOutcome(
-                alpha=1.0,
-                validation_score=0.8,
-                gain=self.tuned_gain,
-                suites=[],
-                within_budget=True,
-                blocked_by=[],
+    def tuned(self) -> reports.AlphaOutcome:
+        """Return what α = 1 came to: it lost `tuned_loss` on the selection half of retrieval."""
+        outcomes = [
+            reports.SuiteOutcome(
+                name=name,
+                metric="mrr",
+                examples=400,
+                base=0.65,
+                candidate=0.65 - self.tuned_loss,
+                loss=self.tuned_loss,
+                standard_error=0.01,
             )
+            for name in self.suites
         ]
+        fits = self.tuned_loss < 0.005
+        return reports.AlphaOutcome(
+            alpha=1.0,
+            validation_score=0.8 + self.tuned_gain,
+            gain=self.tuned_gain,
+            suites=outcomes,
+            within_budget=fits,
+            blocked_by=[] if fits else ["retrieval"],
+        )
 
     def report(self) -> reports.EvaluateReport:
         suites = [
@@ -220,11 +229,36 @@ def test_a_task_that_got_worse_fails(case: Case) -> None:
 
 
 def test_the_base_itself_is_no_release(case: Case) -> None:
-    case.alpha = 0.0
+    case.alpha, case.tuned_loss = 0.0, 0.4
     decision = case.decide()
     assert decision.target_verdict == "FAIL"
     assert "fits the forgetting budget: what is left is the base itself" in decision.reasons[0]
     assert "learning_rate to a third" in decision.advice[0]
+    assert decision.advice[2] == (
+        "Add values below 1 to merge.alphas: no weaker mixture with the base was tried."
+    )
+
+
+def test_where_nothing_was_kept_it_says_what_the_tuned_model_forgot_and_how_sure(case: Case) -> None:
+    case.alpha, case.tuned_loss = 0.0, 0.4
+    decision = case.decide()
+    assert decision.reasons[1] == (
+        "retrieval, as tuned: mrr 0.650 → 0.250 on 400 selection examples, lost +0.400 (+0.384 to +0.416 with 95% "
+        "confidence a side); the margin is 0.03"
+    )
+    assert len(decision.reasons) == 2, "an informative benchmark is no reason"
+    retrieval, probe = decision.tuned_suites
+    assert (retrieval.verdict, retrieval.margin, probe.margin) == ("FAIL", 0.03, None)
+    assert [suite.loss for suite in decision.suites] == [0.0, pytest.approx(0.1)], (
+        "the release rule looks as ever"
+    )
+
+
+def test_a_tuned_model_that_may_have_forgotten_is_not_said_to_have(case: Case) -> None:
+    case.alpha, case.tuned_loss = 0.0, 0.03
+    assert case.decide().tuned_suites[0].verdict == "INCONCLUSIVE"
+    case.alpha = 1.0
+    assert case.decide().tuned_suites == []
 
 
 def test_tuning_that_taught_nothing_is_told_from_tuning_that_forgot(case: Case) -> None:

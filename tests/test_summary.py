@@ -290,6 +290,40 @@ def test_a_refusal_shows_reasons_advice_and_flips() -> None:
         assert "too much lost, or too unsure: constitution and conversations" in text
 
 
+def test_where_the_base_was_kept_the_tuned_model_is_what_is_shown() -> None:
+    reports = run_reports("fail")
+    assert reports.decision is not None
+    assert reports.merge is not None
+    kept = reports.merge.model_copy(update={"alpha": 0.0, "rescued": False})
+    nothing = {
+        "base": 0.671,
+        "candidate": 0.671,
+        "loss": 0.0,
+        "lower": -0.01,
+        "upper": 0.01,
+        "verdict": "PASS",
+    }
+    decision = reports.decision.model_copy(
+        update={
+            "tuned_suites": reports.decision.suites,
+            "suites": [suite.model_copy(update=nothing) for suite in reports.decision.suites],
+            "target_verdict": "FAIL",
+            "target_reason": "no weight of the tuning fits",
+        }
+    )
+    summary = summarize(dataclasses.replace(reports, merge=kept, decision=decision), "sentiment")
+    assert summary.sentence == (
+        "The tuned model changed accuracy on validation by +9.9 points; nothing of it was kept. It forgot more than was "
+        "agreed on constitution and conversations. Its own task: no weight of the tuning fits"
+    )
+    assert [row.cells[3:7] for row in summary.suites[:1]] == [("0.671", "0.244", "−0.427", "−0.458")]
+    assert dict((label, value) for label, value, _ in summary.figures)["Abilities kept"] == "0 of 2"
+    assert not summary.gains, "the base has gained nothing over itself"
+    for text in (as_markdown(summary), as_html(summary)):
+        assert "the tuned model, on the selection halves. Nothing of it was kept" in text
+        assert "a17" in text
+
+
 def test_attempts_and_a_new_ledger_are_said_first() -> None:
     reports = run_reports("pass")
     assert reports.decision is not None
