@@ -145,6 +145,7 @@ def test_last_words_are_the_error_or_the_end_of_the_log(tmp_path: Path) -> None:
     assert last_words(log, "gate").splitlines()[0] == "line 25"
 
 
+@pytest.mark.e2e
 def test_the_lock_does_not_tell_which_recipe_ran_first(tmp_path: Path) -> None:
     locks = []
     for order in (("tiny", "other"), ("other", "tiny")):

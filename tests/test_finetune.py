@@ -104,6 +104,7 @@ def test_the_same_inputs_give_the_same_bytes(built: Path, paths: Paths) -> None:
 @pytest.mark.parametrize(
     ("how", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
+@pytest.mark.e2e
 @pytest.mark.parametrize("step", [3, 12])
 def test_stopped_anywhere_it_ends_with_the_same_bytes(
     built: Path, paths: Paths, how: int, status: int, step: int

@@ -131,6 +131,7 @@ def test_a_name_that_git_takes_and_that_is_free(project: Project) -> None:
     assert experiment_name("calm-otter", project.root) == "calm-otter-2"
 
 
+@pytest.mark.e2e
 def test_what_was_built_before_is_taken_and_what_is_built_is_kept(project: Project) -> None:
     assert build_all(project.root) == ["executed"] * 9
     lock = (project.root / "dvc.lock").read_text()
