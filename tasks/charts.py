@@ -85,10 +85,7 @@ def gain_chart(
     parts = [
         _rule(12, width - 18, middle, middle, "axis"),
         *(_rule(x(tick), x(tick), middle - 3, middle + 3, "axis") for tick in ticks(*bounds, count=4)),
-        *(
-            _text(f"{tick:.0%}" if percent else f"{tick:g}", x(tick), 36, "middle")
-            for tick in ticks(*bounds, count=4)
-        ),
+        *(_text(tick_label(tick, percent), x(tick), 36, "middle") for tick in ticks(*bounds, count=4)),
         f'<rect class="span {level}" x="{x(low):.1f}" y="{middle - 5}" '
         f'width="{max(x(high) - x(low), 1):.1f}" height="10" rx="5"/>',
         _rule(x(base), x(candidate), middle, middle, f"bar {level}"),
@@ -117,7 +114,7 @@ def line_chart(
     parts = [_text(y_label, 2, 12, "start", "label")]
     for tick in ticks(low, high):
         parts.append(_rule(left, width - 14, y(tick), y(tick), "grid"))
-        parts.append(_text(f"{tick:.0%}" if percent else f"{tick:g}", left - 6, y(tick) + 4, "end"))
+        parts.append(_text(tick_label(tick, percent), left - 6, y(tick) + 4, "end"))
     for tick in ticks(min(xs), max(xs), count=6):
         parts.append(_text(f"{tick:g}", x(tick), bottom + 17, "middle"))
     parts.append(_text(x_label, width - 14, height - 3, "end", "label"))
@@ -150,6 +147,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
+
+
+def tick_label(tick: float, percent: bool = False) -> str:
+    """Write a tick with as many digits as it has."""
+    return f"{round(100 * tick, 10):g}%" if percent else f"{tick:g}"
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks import reports as r
-from tasks.charts import interval_chart, ticks
+from tasks.charts import interval_chart, tick_label, ticks
 from tasks.errors import StageError
 from tasks.paths import Paths
 from tasks.summary import Reports, as_html, as_markdown, read_history, read_reports, summarize
@@ -470,6 +470,11 @@ def test_interval_stays_in_the_drawing_whatever_the_margin() -> None:
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_ticks_close_together_do_not_look_the_same() -> None:
+    said = [tick_label(tick, percent=True) for tick in ticks(0.0, 0.01)]
+    assert said == ["0%", "0.2%", "0.4%", "0.6%", "0.8%", "1%"]
 
 
 def _moved(name: str, scale: float, task_kl: float | None = 0.31) -> r.Drift:
