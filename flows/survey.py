@@ -26,6 +26,8 @@ class Column:
     filled: int = 0
     characters: int = 0
     longest: int = 0
+    most_tokens: int = 0
+    """Tokens that the longest value may have: see `estimated_tokens`."""
     values: Counter[str] = field(default_factory=Counter)
     many: bool = False
     """It has more than `MOST_LABELS` distinct values, and they are no longer counted."""
@@ -71,6 +73,7 @@ class Column:
         self.filled += 1
         self.characters += len(text)
         self.longest = max(self.longest, len(text))
+        self.most_tokens = max(self.most_tokens, estimated_tokens(text))
         self.conversations += _is_conversation(value)
         if (number := as_number(text)) is not None:
             self.numbers += 1
@@ -108,6 +111,11 @@ def survey(file: Path, names: Sequence[str] = (), separator: str | None = None) 
     if not rows:
         raise DataError(f"{file} holds no rows below its header line.")
     return Survey(file, kind, columns, rows)
+
+
+def estimated_tokens(text: str) -> int:
+    """Return how many tokens a text may have: one for four characters, and one for each byte that UTF-8 adds to them."""
+    return len(text) // 4 + len(text.encode("utf-8", "surrogatepass")) - len(text)
 
 
 def as_number(text: str) -> float | None:

@@ -9,6 +9,7 @@ stratified, seeded sample of at most `max_rows` a table, which the report states
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from tasks.paths import Paths
 from tasks.recipe import ORIGINAL, SPLITS, Check
 from tasks.reports import Base, CheckReport, Measure, SplitSchema, read_report, write_report
 from tasks.splits import read_splits, target_names
-from tasks.tables import label_places
+from tasks.tables import label_places, said
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +59,7 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
     not finite.
     """
     schema, tables = read_splits(paths)
-    tables = {name: table.assign(text=table["text"].fillna("")) for name, table in tables.items()}
+    tables = {name: _spoken(table) for name, table in tables.items()}
     _must_be_usable(tables, len(schema.labels))
     log.info("Looking for copies and leaks in %d rows", sum(map(len, tables.values())))
     measures = list(_of_rows(section, schema, tables, paths))
@@ -86,6 +87,18 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
         log.info(
             "%-32s %s", measure.name, "inconclusive" if measure.value is None else f"{measure.value:.4g}"
         )
+
+
+def _spoken(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose text is what its rows say: of conversations the turns alone.
+
+    Roles and a system message that all rows share would make unlike conversations alike.
+    """
+    texts: list[str] = table["text"].fillna("").tolist()
+    if "messages" in table:
+        rows = zip(table["messages"], texts, strict=True)
+        texts = ["\n".join(said(json.loads(talk))) if isinstance(talk, str) else text for talk, text in rows]
+    return table.assign(text=texts)
 
 
 def _must_be_usable(tables: dict[str, pd.DataFrame], classes: int) -> None:
@@ -128,7 +141,7 @@ def _of_embeddings(section: Check, schema: SplitSchema, embedded: Embedded) -> I
     """Take what the base model's embeddings of the samples tell."""
     train, reference = embedded.train, embedded.reference
     yield from variety.variety(train, reference, section.seed)
-    yield variety.reworded(train, section.semantic_similarity)
+    yield variety.reworded(train, reference, section.semantic_similarity)
     yield variety.coverage(train, reference)
     if schema.labels:
         yield variety.variety_by_class(train, reference, schema.labels, section.seed)

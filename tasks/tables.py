@@ -202,6 +202,11 @@ def transcript(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
+def said(messages: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return what users and the assistant say, turn by turn; a system message is an instruction that many rows share."""
+    return [message["content"] for message in messages if message["role"] != "system"]
+
+
 def _labelled(
     table: Table, frame: pd.DataFrame, labels: list[str], problems: list[str], dropped: dict[str, int]
 ) -> pd.DataFrame:

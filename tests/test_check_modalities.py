@@ -225,6 +225,31 @@ def test_the_bases_perplexity_names_what_it_does_not_know(
     assert value(found, "disordered_roles_share") == 0
 
 
+def test_a_system_message_that_all_rows_share_makes_no_copies(
+    measured: Callable[..., dict[str, Measure]],
+) -> None:
+    rules = {"role": "system", "content": " ".join(texts(20, 9000))}
+    plain = talks([f"{text} yes" for text in texts(40, 100)])
+    told = plain.assign(messages=[json.dumps([rules, *json.loads(talk)]) for talk in plain["messages"]])
+    told["text"] = [f"system: {rules['content']}\n{text}" for text in plain["text"]]
+    found = [
+        measured("causal-lm", {"train": rows, "validation": talks([]), "test": rows.iloc[:5]}, Likely())
+        for rows in (plain, told)
+    ]
+    for name in (
+        "near_duplicate_share",
+        "leaked_test_share",
+        "distinct_2",
+        "length_spread",
+        "tokens_per_word",
+    ):
+        assert value(found[0], name) == value(found[1], name), name
+    assert value(found[1], "near_duplicate_share") == 0
+    assert value(found[1], "effective_diversity") == value(found[0], "effective_diversity")
+    assert value(found[1], "leaked_test_share") == 1
+    assert "user" not in " ".join(found[1]["distinct_2"].worst)
+
+
 def test_likelihoods_are_kept_by_content(measured: Callable[..., dict[str, Measure]]) -> None:
     class Counting(Likely):
         asked = 0

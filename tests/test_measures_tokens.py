@@ -87,6 +87,12 @@ def test_unknown_tokens_and_words_are_counted(tokenizer: Any) -> None:
     assert found.supervised.tolist() == found.tokens.tolist()
 
 
+def test_what_the_template_writes_is_neither_a_word_nor_a_token_of_a_conversation(tokenizer: Any) -> None:
+    found = audit(chats(HELLO, TWICE), tokenizer, "causal-lm", 64)
+    assert found.words.tolist() == found.plain.tolist() == [4, 8]
+    assert (found.tokens > found.plain + 4).all(), "roles, line ends and end-of-turn tokens"
+
+
 def test_plain_text_ends_with_the_end_token_and_all_of_it_carries_loss(tokenizer: Any) -> None:
     found = audit(pd.DataFrame({"text": ["good phone"]}), tokenizer, "causal-lm", 64)
     assert found.supervised.tolist() == found.tokens.tolist() == [3]

@@ -8,6 +8,7 @@ import yaml
 
 from tasks.errors import ConfigError
 from tasks.recipe import load_recipe
+from tests.bench.planted import SIMILARITY
 
 ROOT = Path(__file__).parent.parent
 SENTIMENT = yaml.safe_load((ROOT / "recipes/sentiment.yaml").read_text())
@@ -92,6 +93,14 @@ def test_a_name_that_would_leave_the_folder_is_refused(tmp_path: Path) -> None:
 def test_contradictions(tmp_path: Path, document: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load_recipe(write(tmp_path, document))
+
+
+def test_the_recipes_look_for_copies_as_the_benchmarks_do_and_bound_texts_in_tokens() -> None:
+    recipes = [load_recipe(path) for path in sorted((ROOT / "recipes").glob("*.yaml"))]
+    assert len(recipes) >= 5
+    assert {recipe.check.near_duplicate_similarity for recipe in recipes} == {SIMILARITY}
+    texts = [recipe for recipe in recipes if recipe.task != "image-classification"]
+    assert all(recipe.validate_.max_tokens for recipe in texts)
 
 
 def test_a_stage_is_handed_one_field_when_it_asks_for_one() -> None:

@@ -94,6 +94,21 @@ def test_a_file_without_header_needs_names(root: Path) -> None:
     assert recipe.data.train.header == ["n", "text", "label"]
 
 
+@pytest.mark.parametrize(
+    "text", ["The parcel came late. " * 9, "包裹来晚了。" * 30, "Посылка пришла поздно. " * 9]
+)
+def test_texts_twice_as_long_as_any_seen_fit_the_proposed_lengths(root: Path, text: str) -> None:
+    rows = [[f"{i} {text}", "good" if i % 2 else "bad"] for i in range(40)]
+    validate = load_recipe(make(root, table(root / "d.csv", ["text", "label"], rows))).validate_
+    letters = len(text.encode())
+    assert validate.max_tokens is not None
+    # Tokenizers need about one token for four letters of English, one for a sign of Chinese.
+    assert 2 * len(text) / 4 <= validate.max_tokens <= 2 * letters + 200
+    assert validate.max_characters >= 2 * len(text)
+    if letters == 3 * len(text):
+        assert validate.max_tokens >= 2 * len(text)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(root: Path) -> None:
     file = reviews(root / "d.csv")
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())

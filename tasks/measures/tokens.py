@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tasks.tables import said
+
 UNSUPERVISED = -100
 SHOWN_TOKENS = 400
 
@@ -27,8 +29,9 @@ class Audit:
     tokens: NDArray[np.int64]
     """Tokens, nothing cut."""
     plain: NDArray[np.int64]
-    """Those of them that are no special ones, such as what begins and ends a text or a turn."""
+    """Tokens of what the row says: without what begins and ends it, a chat template's words, and system messages."""
     words: NDArray[np.int64]
+    """Words of what the row says."""
     cut: NDArray[np.bool_]
     """Whether the row is longer than what is read of it."""
     unknown: NDArray[np.int64]
@@ -55,11 +58,11 @@ def audit(table: pd.DataFrame, tokenizer: Any, task: str, max_length: int) -> Au
     begin = tokenizer.bos_token_id
     unknown = _unknown(tokenizer)
     ending = _ending(tokenizer)
-    special = set(tokenizer.all_special_ids) - {unknown}
+    texts = [_said(content, task) for content in contents]
     return Audit(
         tokens=np.array([len(ids) for ids, _ in rows], dtype=np.int64),
-        plain=np.array([sum(token not in special for token in ids) for ids, _ in rows], dtype=np.int64),
-        words=np.array([len(re.findall(r"\w+", text)) for text in table["text"]], dtype=np.int64),
+        plain=_plain_tokens(texts, tokenizer),
+        words=np.array([sum(len(re.findall(r"\w+", text)) for text in one) for one in texts], dtype=np.int64),
         cut=np.array([len(ids) > max_length for ids, _ in rows], dtype=bool),
         unknown=np.array(
             [ids.count(unknown) if unknown is not None else 0 for ids, _ in rows], dtype=np.int64
@@ -121,6 +124,24 @@ def _messages(content: str, task: str) -> list[dict[str, str]] | None:
         return None
     talk = isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages)
     return messages if talk else None
+
+
+def _said(content: str, task: str) -> list[str]:
+    """Return what is said in a conversation, turn by turn; of plain text, the text."""
+    messages = _messages(content, task)
+    return [content] if messages is None else said(messages)
+
+
+def _plain_tokens(texts: Sequence[Sequence[str]], tokenizer: Any) -> NDArray[np.int64]:
+    """Return how many tokens each row's texts have by themselves, (rows,)."""
+    flat = [text for one in texts for text in one]
+    found = (
+        tokenizer(flat, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        if flat
+        else []
+    )
+    owners = np.repeat(np.arange(len(texts)), [len(one) for one in texts])
+    return np.bincount(owners, [len(ids) for ids in found], len(texts)).astype(np.int64)
 
 
 def _in_order(messages: list[dict[str, str]] | None) -> bool:

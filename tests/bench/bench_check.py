@@ -30,6 +30,7 @@ import numpy as np
 
 from tasks.measures import diversity, duplicates, minhash, mismatch
 from tests.bench.figures import ROOT, Figure, publish
+from tests.bench.planted import SIMILARITY
 
 SIZES = (250_000, 500_000, 1_000_000)
 DIM, REFERENCE, PERMUTATIONS = 384, 1_000, 199
@@ -37,7 +38,6 @@ THREADS = "2"
 ENVIRONMENT = {**os.environ, **{f"{name}_NUM_THREADS": THREADS for name in ("OMP", "OPENBLAS", "MKL")}}
 MOST_SECONDS, MOST_GIBIBYTES, MOST_SECONDS_COPIES = 60, 4, 300
 IN_THE_GOAL = ("MMD with p-value", "Vendi score", "coverage")
-SIMILARITY = 0.8
 
 RIVALS = ROOT / ".venv-rivals" / "bin" / "python"
 ROUNDS, TESTED, RIVAL_PERMUTATIONS, SHIFT, COMPARED_TEXTS = 5, 20_000, 20, 0.02, 10_000

@@ -23,10 +23,10 @@ from tasks.validation.columns import of_conversations
 from tasks.validation.rules import CONTROL_CHARACTERS, MOJIBAKE
 from tests.bench import planted
 from tests.bench.figures import Figure, publish
+from tests.bench.planted import SIMILARITY
 
-SIMILARITY = 0.8
-"""That of the recipes."""
-LOWER = 0.75
+HIGHER = 0.8
+"""Than that of the recipes: what it misses beside it."""
 
 
 def main() -> None:
@@ -62,9 +62,10 @@ def _texts() -> Iterator[Figure]:
         leaked = duplicates.leaks([*copies, *strangers], train, SIMILARITY)
         right = int(np.sum(leaked[:500] == np.arange(500)))
         yield from _found(f"leaks, {name}", right, 500, int(np.sum(leaked >= 0)))
-        lower = duplicates.leaks([*copies, *strangers], train, LOWER)
-        right = int(np.sum(lower[:500] == np.arange(500)))
-        yield from _found(f"leaks, {name}, similarity {LOWER}", right, 500, int(np.sum(lower >= 0)))
+        higher = duplicates.leaks([*copies, *strangers], train, HIGHER)
+        right = int(np.sum(higher[:500] == np.arange(500)))
+        for figure in _found(f"leaks, {name}, similarity {HIGHER}", right, 500, int(np.sum(higher >= 0))):
+            yield replace(figure, goal=None, met=None)
         clusters = duplicates.near_clusters([*train, *copies], SIMILARITY)
         right = int(np.sum(clusters[3_000:] == np.arange(500)))
         reported = int(np.sum(clusters != np.arange(3_500)))

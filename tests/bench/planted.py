@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+SIMILARITY = 0.75
+"""`near_duplicate_similarity` of the recipes, and of what `retain init` writes."""
 SENTENCES = (
     "Où avez-vous acheté ce café à côté de l'hôtel ?",
     "Der Schlüssel lag unter der Fußmatte vor der Tür.",
