@@ -302,7 +302,7 @@ class MergeReport(Report):
     """α = 1 was over the budget and a smaller α is not."""
     outcomes: list[AlphaOutcome]
     flips: list[Flip]
-    """What the tuned model (α = 1) lost most, from selection halves only: at most ten."""
+    """What the tuned model (α = 1) lost most, from selection halves only: at most ten, of gating suites first."""
     slices: list[FlipSlice] = []
     """Where it lost and won, by slice of the selection halves."""
     drift: list[Drift] = []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
@@ -13,6 +16,7 @@ from tasks.files import folder_fingerprint
 from tasks.forgetting import search
 from tasks.merge import merge
 from tasks.paths import Paths
+from tasks.recipe import Suite as Margin
 from tasks.recipe import load_recipe
 from tests.models_data import tuned_project
 
@@ -130,6 +134,33 @@ def test_flips_are_the_worst_of_the_selection_half(project: Paths) -> None:
     assert losses == sorted(losses, reverse=True)
     assert len(losses) <= 10
     assert all("→" in flip.extract for flip in report.flips)
+
+
+def test_flips_show_what_decides_first_and_each_suite_in_turn() -> None:
+    """Ranks lose less than a whole point, right answers a whole one: sorted by loss alone, they would fill the ten."""
+    lost = {"answers": [1.0] * 12, "ranks": [0.9, 0.5, 0.2, 0.1, 0.1, 0.1], "titles": [0.75, -0.5, 0.8]}
+    fakes: dict[str, object] = {
+        "_suites": [
+            SimpleNamespace(
+                name=name,
+                examples=pd.DataFrame({"id": [f"e{row}" for row in range(len(values))]}),
+                extract=str,
+            )
+            for name, values in lost.items()
+        ],
+        "_reference": SimpleNamespace(outcomes=lambda suite: np.array(lost[suite.name])),
+        "_tuned_subject": SimpleNamespace(outcomes=lambda suite: np.zeros(len(lost[suite.name]))),
+        "budget": {
+            "answers": Margin(informative=True),
+            "ranks": Margin(margin=0.1),
+            "titles": Margin(margin=0.1),
+        },
+    }
+    made = search.Search.__new__(search.Search)
+    vars(made).update(fakes)
+    found = [(flip.suite, flip.base) for flip in made.flips()]
+    ranks = [("ranks", loss) for loss in lost["ranks"]]
+    assert found == [*ranks, ("titles", 0.8), ("titles", 0.75), ("answers", 1.0), ("answers", 1.0)]
 
 
 def test_same_inputs_give_the_same_bytes(project: Paths) -> None:

@@ -16,6 +16,7 @@ What is measured at an α is kept (`tasks/forgetting/kept.py`), so that a budget
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -120,21 +121,32 @@ class Search:
         return self.ends.tuned.metric
 
     def flips(self) -> list[reports.Flip]:
-        """Return the selection examples that the tuned model lost most."""
-        found = []
-        for suite in self._suites:
-            before, after = self._reference.outcomes(suite), self._tuned_subject.outcomes(suite)
-            for row in np.flatnonzero(before > after):
-                found.append(
-                    reports.Flip(
-                        suite=suite.name,
-                        id=str(suite.examples["id"].iloc[row]),
-                        extract=suite.extract(int(row)),
-                        base=float(before[row]),
-                        candidate=float(after[row]),
-                    )
-                )
-        return sorted(found, key=lambda flip: (flip.candidate - flip.base, flip.suite, flip.id))[:FLIPS]
+        """Return selection examples that the tuned model lost: the worst of each suite in turn, of gating ones first."""
+        gating, informing = (
+            [suite for suite in self._suites if bool(self.budget[suite.name].margin) is gates]
+            for gates in (True, False)
+        )
+        found: list[reports.Flip] = []
+        for suites in (gating, informing):
+            turns = itertools.zip_longest(*map(self._lost, suites))
+            found += [flip for turn in turns for flip in turn if flip is not None]
+        order = [suite.name for suite in (*gating, *informing)]
+        return sorted(found[:FLIPS], key=lambda flip: order.index(flip.suite))
+
+    def _lost(self, suite: Suite) -> list[reports.Flip]:
+        """Return the examples of a suite that the tuned model lost, the worst first."""
+        before, after = self._reference.outcomes(suite), self._tuned_subject.outcomes(suite)
+        found = [
+            reports.Flip(
+                suite=suite.name,
+                id=str(suite.examples["id"].iloc[row]),
+                extract=suite.extract(int(row)),
+                base=float(before[row]),
+                candidate=float(after[row]),
+            )
+            for row in np.flatnonzero(before > after)
+        ]
+        return sorted(found, key=lambda flip: (flip.candidate - flip.base, flip.id))
 
     def slices(self) -> list[reports.FlipSlice]:
         """Return where the tuned model lost and won, by slice of the selection halves."""
