@@ -327,7 +327,7 @@ def _sentence(reports: Reports, outcome: Outcome) -> str:
     open_ = [suite.name for suite in gating if suite.verdict == "INCONCLUSIVE"]
     parts = [f"It forgot more than was agreed on {_listed(lost)}."] if lost else []
     parts += [f"Whether it forgot too much on {_listed(open_)} is not settled."] if open_ else []
-    parts += [] if decision.target_verdict == "PASS" else [f"Its own task: {decision.target_reason}"]
+    parts += [] if decision.target_verdict == "PASS" else [f"Its own task: {decision.target_reason}."]
     return " ".join([gained, *parts])
 
 
@@ -370,7 +370,8 @@ def _figures(reports: Reports) -> tuple[tuple[str, str, str], ...]:
     gating = [suite for suite in _shown_suites(reports) if suite.margin]
     if gating:
         kept = sum(suite.verdict == "PASS" for suite in gating)
-        figures.append(("Abilities kept", f"{kept} of {len(gating)}", "within the agreed loss"))
+        detail = "by the tuned model" if _kept_base(reports) else "within the agreed loss"
+        figures.append(("Abilities kept", f"{kept} of {len(gating)}", detail))
         worst = max(gating, key=lambda suite: suite.upper / (suite.margin or 1))
         share = worst.upper / (worst.margin or 1)
         value = f"{max(share, 0):.0%}" if share < 10 else f"{share:.0f} ×"

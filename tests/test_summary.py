@@ -314,7 +314,7 @@ def test_where_the_base_was_kept_the_tuned_model_is_what_is_shown() -> None:
     summary = summarize(dataclasses.replace(reports, merge=kept, decision=decision), "sentiment")
     assert summary.sentence == (
         "The tuned model changed accuracy on validation by +9.9 points; nothing of it was kept. It forgot more than was "
-        "agreed on constitution and conversations. Its own task: no weight of the tuning fits"
+        "agreed on constitution and conversations. Its own task: no weight of the tuning fits."
     )
     assert [row.cells[3:7] for row in summary.suites[:1]] == [("0.671", "0.244", "−0.427", "−0.458")]
     assert dict((label, value) for label, value, _ in summary.figures)["Abilities kept"] == "0 of 2"
