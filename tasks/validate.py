@@ -48,7 +48,7 @@ def validate(section: Validate, *, paths: Paths) -> None:
         splits=schema.fingerprint, rows=rows.count, expectations=outcomes, failed_expectations=len(failed)
     )
     reports.write_report(paths.validate, report)
-    write_data_docs(context, found, paths.scratch / "data_docs")
+    write_data_docs(context, found, [rule.where for rule in rules], paths.scratch / "data_docs")
     for outcome in failed:
         log.info("Failed: %s %s: %s", outcome.type, outcome.arguments, outcome.observed)
     log.info("%d of %d expectations failed", len(failed), len(outcomes))

@@ -124,6 +124,7 @@ def test_ordinary_data_looks_ordinary(tmp_path: Path) -> None:
     for name in ALWAYS[:6]:
         assert value(report, name) == 0, name
     assert value(report, "minority_class_share") == 0.5
+    assert "rarest of 2 labels (negative 60, positive 60)" in measures(report)["minority_class_share"].meaning
     assert value(report, "class_entropy") == 1
     assert value(report, "label_noise_share") <= 0.02
     assert value(report, "expected_accuracy_shop") >= 0.9

@@ -300,6 +300,8 @@ def test_images_are_held_against_what_the_base_is_measured_on(
     assert value(found, "effective_diversity") == pytest.approx(1, abs=0.15)
     assert "images that the base is measured on" in found["effective_diversity"].meaning
     assert "MiniLM" not in found["effective_diversity"].meaning
+    assert "shingles" not in found["near_duplicate_share"].meaning
+    assert "words" not in found["contaminated_before_share"].meaning
     assert value(found, "coverage") > 0.5
     assert value(found, "least_diverse_class") > 0.7
     assert value(found, "leaked_validation_share") == 0.5

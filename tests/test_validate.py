@@ -293,7 +293,21 @@ def test_data_docs_need_no_network_and_say_what_failed(faulty: Paths) -> None:
         assert "<script" not in found
         assert "<style>" in found
     [details] = [page for page in pages if "validations" in page.parts and page.name != "index.html"]
-    assert "a \x07 rings" in details.read_text(encoding="utf-8")
+    said = details.read_text(encoding="utf-8")
+    assert "a \x07 rings" in said
+    assert re.search(r"\d+ \(split train, label \w+\)", said), "rows of which label"
+
+
+def test_the_first_page_of_data_docs_leads_to_the_others(faulty: Paths) -> None:
+    report = run(faulty)
+    folder = faulty.scratch / "data_docs"
+    first = (folder / "index.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="([^"]+)"', first)
+    others = {page.relative_to(folder).as_posix() for page in folder.rglob("*.html")} - {"index.html"}
+    assert set(links) == others
+    assert len(others) == 2
+    count = len(report.expectations)
+    assert f"{count - report.failed_expectations} of {count} expectations hold." in first
 
 
 # --- bad input: texts ----------------------------------------------------------------------------------

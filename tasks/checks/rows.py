@@ -35,14 +35,17 @@ def undecodable(name: str, table: pd.DataFrame) -> list[str]:
 def copies(train: pd.DataFrame, similarity: float) -> list[Measure]:
     if "image" in train:
         exact, near = _image_clusters(train["image"].tolist())
+        equal, nearly = "pixel by pixel", "by perceptual hash and pixels"
     else:
         texts = _forms(train)
         exact, near = duplicates.exact_clusters(texts), duplicates.near_clusters(texts, similarity)
+        equal = "but for case, spacing and punctuation"
+        nearly = f"Jaccard similarity of 5-character shingles ≥ {similarity}"
     return [
         Measure(
             name="exact_duplicate_share",
             value=redundant(exact),
-            meaning="Share of training rows that repeat an earlier row, but for case, spacing and punctuation.",
+            meaning=f"Share of training rows that repeat an earlier row, {equal}.",
             remedy="Remove the copies: they weigh rows more without adding any.",
             worst=largest_clusters(train, exact),
         ),
@@ -50,7 +53,7 @@ def copies(train: pd.DataFrame, similarity: float) -> list[Measure]:
             name="near_duplicate_share",
             value=redundant(near),
             meaning="Share of training rows that could go if one row of each cluster of near-copies stayed "
-            f"(Jaccard similarity of 5-character shingles ≥ {similarity}; exact copies included).",
+            f"({nearly}; exact copies included).",
             remedy="Keep one row a cluster, or look for the template that wrote them.",
             worst=largest_clusters(train, near),
         ),
@@ -181,12 +184,15 @@ def _contamination(name: str, examples: pd.DataFrame, train: pd.DataFrame) -> Me
         passages, of_row = _passages(train)
         found = contamination.contamination(examples["text"].tolist(), passages).by
         by = np.where(found >= 0, of_row[found], -1) if len(of_row) else found
+    how = (
+        "the same or nearly" if "image" in examples else "whole or by an n-gram of words that identifies them"
+    )
     hit = np.flatnonzero(by >= 0)
     return Measure(
         name=f"contaminated_{name}_share",
         value=len(hit) / len(examples),
         meaning=f"Share of the {len(examples)} examples of benchmark {name} that the training rows hold, "
-        "whole or by an n-gram of words that identifies them: there it would be measured what was taught.",
+        f"{how}: there it would be measured what was taught.",
         remedy=f"Remove these rows from the training data, or take other examples for {name}.",
         worst=[
             f"{row_name(examples, row)} = train {row_name(train, int(by[row]))}: {extract(examples, row)}"
@@ -225,8 +231,7 @@ def conflicts(tables: dict[str, pd.DataFrame], names: Sequence[str]) -> Measure:
     return Measure(
         name="conflicting_label_share",
         value=float(conflict.mean()),
-        meaning="Share of rows whose text also occurs with another label (train, validation "
-        "and test together).",
+        meaning="Share of rows that also occur with another label (train, validation and test together).",
         remedy="Decide which label is right, or drop the text.",
         worst=[
             f"{rows['split'].iloc[row]} {row_name(rows, row)} "
@@ -242,9 +247,8 @@ def _named(label: Any, names: Sequence[str]) -> str:
 
 def balance(train: pd.DataFrame, names: Sequence[str]) -> list[Measure]:
     counts = diversity.class_counts(label_places(train)[1].tolist(), len(names))
-    listed = ", ".join(
-        f"{name} {count}" for name, count in list(zip(names, counts.tolist(), strict=True))[:20]
-    )
+    rarest = sorted(zip(counts.tolist(), names, strict=True))[:20]
+    listed = ", ".join(f"{name} {count}" for count, name in rarest) + (", …" if len(names) > 20 else "")
     return [
         Measure(
             name="minority_class_share",

@@ -117,7 +117,7 @@ def reworded(train: Sample, reference: Reference, similarity: float) -> Measure:
         name="semantic_duplicate_share",
         value=round(1 - len(np.unique(found.clusters)) / len(rows), 4) if len(rows) else None,
         meaning=f"Share of {len(rows)} training rows, those that are embedded, that could go if one row stayed of each "
-        f"cluster of rows that mean the same (cosine of embeddings ≥ {similarity}; copies are among them). "
+        f"cluster of rows that the base hardly tells apart (cosine of embeddings ≥ {similarity}; copies are among them). "
         f"{found.pairs} pairs do. A sample shows fewer than the whole set has.",
         remedy="Keep one wording a meaning where they add nothing, or collect other meanings.",
         worst=[

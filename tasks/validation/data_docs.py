@@ -1,15 +1,17 @@
 """Write Great Expectations' Data Docs as pages that need no network.
 
 Its own pages fetch styles and scripts from six hosts and are unreadable without them. Here every such reference is
-taken out, together with the scripts that need what is no longer there, and a stylesheet stands in the page itself.
+taken out, together with the scripts that need what is no longer there, and a stylesheet stands in the page itself. The
+first page, which scripts fill, is one of our own.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +34,56 @@ td, th { border-bottom: 1px solid #ddd; padding: .25rem .6rem; vertical-align: t
 .alert { padding: .4rem .8rem; border-radius: .3rem; background: #eef1f4; }
 .text-success, .fa-check-circle { color: #17803d; } .text-danger, .fa-times { color: #b3261e; }
 .fa-check-circle::before { content: "✓ holds"; } .fa-times::before { content: "✗ fails"; }
-.modal, .ge-walkthrough-modal, button, form, footer { display: none; }
+.modal, .ge-walkthrough-modal, button, form, footer, .card:has(.btn-group), a[data-toggle="collapse"] { display: none; }
+.container-fluid h5 { margin: 0; }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #1b1e22; } a { color: #7db7ef; }
   .badge, .alert { background: #2c3138; } td, th { border-color: #444; } }
 </style></head>"""
+INDEX = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Data Docs</title></head>
+<body><div class="container-fluid"><h1>Data Docs</h1><p>{held} of {count} expectations hold.</p><ul>
+{links}
+</ul></div></body></html>
+"""
 
 
-def write_data_docs(context: Any, outcomes: Sequence[Any], folder: Path) -> None:
-    """Write the outcomes of a run into `folder`, in place of what was there; `index.html` is the page to open."""
+def write_data_docs(
+    context: Any, found: Sequence[Any], rows: Sequence[Mapping[str, str] | None], folder: Path
+) -> None:
+    """Write what a run found into `folder`, in place of what was there; `index.html` is the page to open.
+
+    `rows` are the values to which each of its expectations is restricted, or None.
+    """
+    outcomes = [_of_rows(outcome, where) for outcome, where in zip(found, rows, strict=True)]
     _only_in(context, folder)
     _store(context, outcomes)
     context.build_data_docs()
+    write_text(folder / "index.html", _index(outcomes, folder))
     for page in folder.rglob("*.html"):
         found = REMOTE.sub("", page.read_text(encoding="utf-8"))
         write_text(page, found.replace("</head>", STYLE, 1))
+
+
+def _of_rows(outcome: Any, where: Mapping[str, str] | None) -> Any:
+    """Return an outcome that says which rows it is of: Great Expectations' pages leave that out."""
+    if not where or "observed_value" not in outcome.result:
+        return outcome
+    of = ", ".join(f"{column} {value}" for column, value in where.items())
+    told = copy.copy(outcome)
+    told.result = {**outcome.result, "observed_value": f"{outcome.result['observed_value']} ({of})"}
+    return told
+
+
+def _index(outcomes: Sequence[Any], folder: Path) -> str:
+    """Return the first page: links to the others."""
+    told = {"validations": "What held and what did not", "expectations": "The suite: what was expected"}
+    places = {
+        kind: page.relative_to(folder).as_posix()
+        for kind in told
+        for page in folder.glob(f"{kind}/**/*.html")
+    }
+    links = "\n".join(f'<li><a href="{place}">{told[kind]}</a></li>' for kind, place in places.items())
+    held = sum(bool(outcome.success) for outcome in outcomes)
+    return INDEX.format(held=held, count=len(outcomes), links=links)
 
 
 def _only_in(context: Any, folder: Path) -> None:

@@ -7,7 +7,8 @@ of every tenth, near-duplicates. Peak memory is the process's own, data and inte
 
 Beside them, interleaved in one run, medians of five: alibi-detect's kernel test on 20,000 rows (every other round with a
 shift) by 20 permutations, the fewest that can reject at 5 %, where ours takes 199; and datasketch's MinHash LSH on 10,000
-texts. They live in `.venv-rivals`; without it they are left out, and the table says so.
+texts. They live in `.venv-rivals`; without it they are left out, and the table says so. One part alone:
+`python -m tests.bench.bench_check copies`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,22 +44,26 @@ RIVALS = ROOT / ".venv-rivals" / "bin" / "python"
 ROUNDS, TESTED, RIVAL_PERMUTATIONS, SHIFT, COMPARED_TEXTS = 5, 20_000, 20, 0.02, 10_000
 LEAST_RATIO = 10
 LIBRARIES = ["numpy", "scipy"]
+PARTS = ("check", "copies", "rivals")
 Ask = Callable[..., Any]
 
 
-def main() -> None:
+def main(parts: Sequence[str]) -> None:
     """Measure, print and write `benchmarks/check.json`, `copies.json` and `rivals.json`, each when its part is done."""
-    publish(
-        "check", list(_of_embeddings({rows: _in_a_process("measure", rows) for rows in SIZES})), LIBRARIES
-    )
-    found = {rows: _in_a_process("copies", rows) for rows in SIZES}
+    if "check" in parts:
+        found = {rows: _in_a_process("measure", rows) for rows in SIZES}
+        publish("check", list(_of_embeddings(found)), LIBRARIES)
+    copied = {rows: _in_a_process("copies", rows) for rows in SIZES} if "copies" in parts else {}
     if not RIVALS.is_file():
         print("no .venv-rivals: nothing is compared with other programs", file=sys.stderr)
-        publish("copies", list(_of_copies(found)), LIBRARIES)
+        if copied:
+            publish("copies", list(_of_copies(copied)), LIBRARIES)
         return
     with _rivals() as ask, tempfile.TemporaryDirectory() as folder:
-        publish("copies", [*_of_copies(found), *_text_searches(ask, Path(folder))], LIBRARIES)
-        publish("rivals", list(_kernel_tests(ask, Path(folder))), LIBRARIES)
+        if copied:
+            publish("copies", [*_of_copies(copied), *_text_searches(ask, Path(folder))], LIBRARIES)
+        if "rivals" in parts:
+            publish("rivals", list(_kernel_tests(ask, Path(folder))), LIBRARIES)
 
 
 def _of_embeddings(measured: dict[int, Any]) -> Iterator[Figure]:
@@ -270,4 +275,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         {"measure": measure, "copies": copies}[sys.argv[1]](int(sys.argv[2]))
     else:
-        main()
+        main(sys.argv[1:] or PARTS)
