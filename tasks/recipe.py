@@ -75,8 +75,9 @@ class Table(Section):
     label_separator: str | None = Field(default=None, min_length=1)
     """With `data.multi_label`, where rows hold no lists (CSV and TSV): what stands between the labels of a row."""
     may_lack_labels: bool = False
-    """Of a target: rows without a label are kept, and the column may be absent. `check` estimates the accuracy there,
-    from the labelled rows too where there are some; `evaluate` scores the labelled rows only."""
+    """Of a target or of `data.replay`: rows without a label are kept, and the column may be absent. `check` estimates a
+    target's accuracy, from the labelled rows too where there are some, and `evaluate` scores those only; replayed rows
+    without a label are distilled."""
     messages: str | None = None
     """Causal LM: column that holds a conversation, a list of {role, content}; without it rows are plain text."""
     prompt: str | None = None
@@ -153,7 +154,8 @@ class Data(Section):
     targets: dict[Name, Table] = Field(default_factory=dict)
     """Samples of where the model will be used: for the mismatch check, and as out-of-domain test sets."""
     replay: Table | None = None
-    """Rows of the original domain, trainable under the same task, for `finetune.replay_share`."""
+    """Rows of the original domain, for `finetune.replay_share`: with labels of the task, or without, for
+    `finetune.distill` (`may_lack_labels`)."""
 
     @model_validator(mode="after")
     def _names_are_told_apart(self) -> Data:
@@ -165,9 +167,9 @@ class Data(Section):
         if len(self.labels) == 1:
             problems.append("labels has one label only: two are needed to tell apart, or none at all")
         if self.train.may_lack_labels or (self.test and self.test.may_lack_labels):
-            problems.append("rows to learn from and to test on have labels: may_lack_labels is for targets")
-        if self.replay and self.replay.may_lack_labels:
-            problems.append("replayed rows have labels: may_lack_labels is for targets")
+            problems.append(
+                "rows to learn from and to test on have labels: may_lack_labels is for targets and replay"
+            )
         if taken := sorted(set(self.targets) & {*SPLITS, REPLAY, ORIGINAL}):
             problems.append(f"a target cannot be named like a split: {', '.join(taken)}")
         if problems:
@@ -729,6 +731,24 @@ def _finetune_problems(recipe: Recipe) -> list[str]:
         problems.append(
             "finetune.replay_share and finetune.ewc need data.replay, rows of the original domain"
         )
+    if recipe.data.replay and recipe.data.replay.may_lack_labels:
+        problems += _unlabelled_replay_problems(recipe)
+    return problems
+
+
+def _unlabelled_replay_problems(recipe: Recipe) -> list[str]:
+    section, problems = recipe.finetune, []
+    if recipe.task not in LABELLED:
+        problems.append(
+            f"data.replay.may_lack_labels: only {' and '.join(LABELLED)} have a loss to do without"
+        )
+    if section.ewc:
+        problems.append(
+            "finetune.ewc finds what matters by a loss: data.replay needs labels (may_lack_labels: false)"
+        )
+    replays = section.replay_share or (recipe.tune and any(recipe.tune.replay_share))
+    if replays and not section.distill:
+        problems.append("finetune.distill: replayed rows that may lack labels teach nothing without it")
     return problems
 
 

@@ -446,7 +446,7 @@ def _read_columnar(table: Table, path: Path) -> pd.DataFrame:
 def indexed(rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """Return rows in the canonical order of columns, labels (or lists of them) as indices into the declared ones.
 
-    `UNLABELLED` stands where a target's row has no label.
+    `UNLABELLED` stands where a target's or a replayed row has no label.
     """
     if labels:
         index = {label: number for number, label in enumerate(labels)} | {"": UNLABELLED}

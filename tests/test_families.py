@@ -17,7 +17,7 @@ from tasks.families.causal_lm import CausalLM
 from tasks.families.interface import Model, interpolate
 from tasks.forgetting.drift import drift
 from tasks.models import weights_fingerprint
-from tasks.recipe import Finetune
+from tasks.recipe import UNLABELLED, Finetune
 from tasks.training.loop import Trainer
 from tasks.training.run import train_model
 from tests.architectures import make_base
@@ -228,6 +228,26 @@ def test_a_base_embeds_each_content_by_itself(architecture: str, bases: Path) ->
     assert np.abs(together - alone).max() < 1e-5
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     assert embedder.encode([]).shape == (0, together.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [("text-classification", "bert"), ("image-classification", "resnet")]
+)
+def test_rows_without_a_label_are_replayed_to_keep_what_the_base_makes_of_them(
+    kind: str, architecture: str, bases: Path, tmp_path: Path
+) -> None:
+    unknown = rows(kind, 24, 3).assign(label=UNLABELLED)
+    content = unknown["image" if "image" in unknown else "text"].tolist()
+    drift = {}
+    for distill in (0.0, 50.0):
+        model, section = begun(
+            kind, make_base(architecture, bases), epochs=3, batch_size=8, replay_share=0.5, distill=distill
+        )
+        before = model.encode(content)
+        assert model.loss(model.examples(unknown), np.arange(24)).item() == 0, "they have no label to learn"
+        train_model(model, section, rows(kind, 48), rows(kind, 16, 1), tmp_path / str(distill), unknown)
+        drift[distill] = float(1 - (before * model.encode(content)).sum(axis=1).mean())
+    assert drift[50.0] < 0.5 * drift[0.0]
 
 
 def test_micro_batches_do_not_change_what_a_language_model_learns(bases: Path, tmp_path: Path) -> None:

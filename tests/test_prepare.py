@@ -18,7 +18,7 @@ from tasks.__main__ import main, run_stage
 from tasks.errors import DataError
 from tasks.paths import Paths
 from tasks.prepare import prepare
-from tasks.recipe import Benchmark, FeatureBenchmark, Table, load_recipe, recipe_path
+from tasks.recipe import UNLABELLED, Benchmark, FeatureBenchmark, Table, load_recipe, recipe_path
 from tasks.splits import first_by_hash, hash_positions
 from tests.project import make_project
 
@@ -223,6 +223,21 @@ def test_a_pair_that_is_null_or_blank_is_dropped_and_counted(
     assert "benchmark articles: 43 pairs, 2 of them dropped as empty" in caplog.text
     queries = pd.read_parquet(paths.selection / "articles" / "corpus.parquet")["text"]
     assert len(queries) == 41
+
+
+def test_replayed_rows_may_lack_labels(paths: Paths) -> None:
+    (paths.raw / "original.csv").write_text(
+        "text\n" + "".join(f"what it learned from {n}\n" for n in range(30))
+    )
+    recipe = load_recipe(recipe_path(paths.root, "tiny"))
+    replay = Table(file="original.csv", may_lack_labels=True)
+    data = recipe.data.model_copy(update={"replay": replay})
+    prepare(recipe.task, recipe.base, data, recipe.benchmarks, paths=paths)
+    found = pd.read_parquet(paths.replay)
+    assert found["label"].tolist() == [UNLABELLED] * 30
+    run_stage("validate", "tiny", paths.root)
+    report = reports.read_report(paths.validate, reports.ValidateReport)
+    assert report.failed_expectations == 0
 
 
 def test_weak_ratings_are_counted_in_the_schema(paths: Paths) -> None:

@@ -55,6 +55,24 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> N
         load_recipe(write(tmp_path, text))
 
 
+def test_replayed_rows_may_lack_labels_where_they_are_distilled(tmp_path: Path) -> None:
+    def recipe(finetune: dict[str, Any], **more: Any) -> dict[str, Any]:
+        replay = {"file": "editorial.tsv", "format": "tsv", "may_lack_labels": True}
+        return {**changed(finetune=finetune, data={"replay": replay}), **more}
+
+    assert load_recipe(write(tmp_path, recipe({"replay_share": 0.2, "distill": 1.0}))).data.replay
+    assert load_recipe(write(tmp_path, recipe({}))).data.replay, "nothing is replayed yet"
+    with pytest.raises(
+        ConfigError, match=r"finetune\.distill: replayed rows that may lack labels teach nothing"
+    ):
+        load_recipe(write(tmp_path, recipe({"replay_share": 0.2})))
+    tune = {**SENTIMENT["tune"], "replay_share": [0.0, 0.2]}
+    with pytest.raises(ConfigError, match=r"finetune\.distill: replayed rows"):
+        load_recipe(write(tmp_path, recipe({}, tune=tune)))
+    with pytest.raises(ConfigError, match=r"finetune\.ewc finds what matters by a loss"):
+        load_recipe(write(tmp_path, recipe({"distill": 1.0, "ewc": 1.0})))
+
+
 def test_a_missing_recipe_names_the_ones_there_are(tmp_path: Path) -> None:
     write(tmp_path, SENTIMENT, "sentiment")
     with pytest.raises(ConfigError, match="Recipes here: sentiment"):

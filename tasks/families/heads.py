@@ -18,6 +18,7 @@ from torch.nn import functional
 from tasks.errors import StageError
 from tasks.families import DESCRIPTION
 from tasks.families.interface import Measured
+from tasks.recipe import UNLABELLED
 from tasks.tables import has_label_lists, indicators
 
 HEAD, START_HEAD = "head.safetensors", "start_head.safetensors"
@@ -76,7 +77,7 @@ def class_weights(labels: Targets, classes: int, how: str) -> Tensor | None:
 def cross_entropy(logits: Tensor, labels: Targets, weights: Tensor | None) -> Tensor:
     """Return the cross-entropy of logits `(rows, classes)`, summed over rows; `weights` has one a class.
 
-    Of indicators it is the binary one, a mean over classes.
+    Of indicators it is the binary one, a mean over classes. A row that is `UNLABELLED` has none.
     """
     target = torch.from_numpy(labels).to(logits.device)
     weights = weights.to(logits.device) if weights is not None else None
@@ -85,7 +86,9 @@ def cross_entropy(logits: Tensor, labels: Targets, weights: Tensor | None) -> Te
             logits.float(), target, pos_weight=weights, reduction="none"
         )
         return each.mean(dim=1).sum()
-    return functional.cross_entropy(logits.float(), target, weight=weights, reduction="sum")
+    return functional.cross_entropy(
+        logits.float(), target, weight=weights, reduction="sum", ignore_index=UNLABELLED
+    )
 
 
 def measured(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Measured:
