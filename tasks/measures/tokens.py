@@ -61,7 +61,7 @@ def audit(table: pd.DataFrame, tokenizer: Any, task: str, max_length: int) -> Au
     texts = [_said(content, task) for content in contents]
     return Audit(
         tokens=np.array([len(ids) for ids, _ in rows], dtype=np.int64),
-        plain=_plain_tokens(texts, tokenizer),
+        plain=_plain_tokens([_messages(content, task) for content in contents], rows, tokenizer),
         words=np.array([sum(len(re.findall(r"\w+", text)) for text in one) for one in texts], dtype=np.int64),
         cut=np.array([len(ids) > max_length for ids, _ in rows], dtype=bool),
         unknown=np.array(
@@ -132,16 +132,22 @@ def _said(content: str, task: str) -> list[str]:
     return [content] if messages is None else said(messages)
 
 
-def _plain_tokens(texts: Sequence[Sequence[str]], tokenizer: Any) -> NDArray[np.int64]:
-    """Return how many tokens each row's texts have by themselves, (rows,)."""
-    flat = [text for one in texts for text in one]
-    found = (
-        tokenizer(flat, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        if flat
-        else []
+def _plain_tokens(
+    talks: Sequence[list[dict[str, str]] | None], rows: Sequence[tuple[list[int], list[int]]], tokenizer: Any
+) -> NDArray[np.int64]:
+    """Return how many tokens what each row says has by itself, (rows,); of plain text, those that are no special ones."""
+    special = set(tokenizer.all_special_ids) - {_unknown(tokenizer)}
+    turns = [text for talk in talks if talk is not None for text in said(talk)]
+    found = iter(tokenizer(turns, add_special_tokens=False, verbose=False)["input_ids"] if turns else [])
+    return np.array(
+        [
+            sum(token not in special for token in ids)
+            if talk is None
+            else sum(len(next(found)) for _ in said(talk))
+            for talk, (ids, _) in zip(talks, rows, strict=True)
+        ],
+        dtype=np.int64,
     )
-    owners = np.repeat(np.arange(len(texts)), [len(one) for one in texts])
-    return np.bincount(owners, [len(ids) for ids in found], len(texts)).astype(np.int64)
 
 
 def _in_order(messages: list[dict[str, str]] | None) -> bool:
