@@ -86,11 +86,13 @@ def test_a_library_that_survives_any_error_does_not_swallow_sigterm(tmp_path: Pa
 
 def test_a_second_sigterm_does_not_stop_the_cleaning_up(tmp_path: Path) -> None:
     body = (
-        f"try:\n    {WAIT}\n"
+        f"try:\n    print('at work', flush=True)\n    {WAIT}\n"
         "finally:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.1)\n    print('cleaned up')"
     )
     process = start(tmp_path, body)
     begun(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n", "a signal before the `try` would not meet its `finally`"
     process.terminate()
     assert "cleaned up" in process.communicate(timeout=30)[0]
     assert process.returncode == 75
