@@ -56,7 +56,7 @@ class Served:
         """Submit the run form."""
         return self.post(f"deployments/{self.deployment}/create_flow_run", {"parameters": parameters})
 
-    def wait(self, run: str, seconds: float = 120) -> dict[str, Any]:
+    def wait(self, run: str, seconds: float = 600) -> dict[str, Any]:
         """Return a flow run once it has ended."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -69,11 +69,11 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Serve a project with two stand-in recipes, every minute, on a free port."""
+    """Serve a project with two stand-in recipes, every other minute, on a free port; runs queue for one slot."""
     root = tmp_path_factory.mktemp("serve") / "a project"
     project = make_project(root, stand_ins=True, names=("tiny", "other"))
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND_LINE, "serve", "--port", "0", "--cron", "* * * * *"],
+        [sys.executable, "-c", COMMAND_LINE, "serve", "--port", "0", "--cron", "*/2 * * * *"],
         cwd=root,
         env=project.environment,
         stdout=subprocess.PIPE,
@@ -151,7 +151,7 @@ def test_a_refused_run_ends_in_a_state_of_its_own_name(served: Served) -> None:
 @pytest.mark.e2e
 def test_the_schedule_fires(served: Served) -> None:
     """With a wrong SQLAlchemy the server looks well and no scheduled run ever starts: wait for a real one."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         runs = served.post("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
         if any(run["created_by"] and run["created_by"]["type"] == "SCHEDULE" for run in runs):
