@@ -4,7 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Processes that share the test suite, of one thread each; the files of tests are dealt out whole.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+# The slow tests wait for processes of their own: one more shares the same cores better.
+SLOW_WORKERS ?= 3
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile -n
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -36,13 +38,13 @@ demo: .venv/.demo  ## Fine-tune a real sentiment model and release it, end to en
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/retain run sentiment
 
 test: .venv/.demo  ## Run the test suite (offline, CPU)
-	$(PYTEST)
+	$(PYTEST) $(WORKERS)
 
 test-slow: .venv/.test  ## Run the slow tests: servers, whole pipelines, real weights and data
-	$(PYTEST) --timeout 1800 -m "e2e or realdata"
+	$(PYTEST) $(SLOW_WORKERS) --timeout 1800 -m "e2e or realdata"
 
 test-all: .venv/.test  ## Run every test that this machine can run
-	$(PYTEST) --timeout 1800 -m "not gpu"
+	$(PYTEST) $(SLOW_WORKERS) --timeout 1800 -m "not gpu"
 
 check: .venv/.installed  ## Lint, formatting, types
 	$(BIN)/ruff check .

@@ -45,12 +45,19 @@ class Served:
     deployment: str
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Post as the UI does."""
+        """Post as Prefect's client does: a busy server says 503, and is asked again."""
         request = urllib.request.Request(
             f"{self.url}/{path}", json.dumps(body).encode(), {"content-type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read())
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def run(self, **parameters: object) -> Any:
         """Submit the run form."""
