@@ -18,7 +18,7 @@ NEEDS = {
     "medical-imaging": "pneumoniamnist",
     "support-chat": "star_support_dialogues",
 }
-MEASURED_BY = {"support-chat": "log-likelihood a token"}
+MEASURED_BY = {"support-chat": "Log-likelihood a token"}
 
 pytestmark = [pytest.mark.e2e, pytest.mark.realdata]
 
@@ -65,7 +65,8 @@ def test_a_recipe_ends_in_an_honest_verdict(recipe: str, clone: Path) -> None:
     verdict = next((word for word in ("PASS", "FAIL", "INCONCLUSIVE") if f"**{word}**" in said), "")
     assert verdict, said
     assert (done.returncode == 0) == (verdict == "PASS"), said
-    gained = [] if "nothing of it was kept" in said else ["What it gained"]
-    for heading in (*gained, "What it forgot", "How far the tuning was taken", "Training", "Data"):
+    for heading in ("What it forgot", "How far the tuning was taken", "Training", "Data"):
         assert f"## {heading}" in said
-    assert MEASURED_BY.get(recipe, "accuracy") in said.lower()
+    kept_base, measure = "nothing of it was kept" in said, MEASURED_BY.get(recipe, "Accuracy")
+    assert ("## What it gained" in said) == (not kept_base), "the base has gained nothing over itself"
+    assert (measure.lower() if kept_base else measure) in said

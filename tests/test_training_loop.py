@@ -115,7 +115,7 @@ def test_sigterm_in_a_long_validation_stops_at_once_and_loses_nothing(base: Path
             began = time.monotonic()
             with pytest.raises(Preempted, match=f"stopped after step {4 * epoch} of 8"):
                 trainer(base, scratch).fit()
-        assert time.monotonic() - began < 60, "the pass it was in would have slept that long"
+        assert time.monotonic() - began < 30
         again, same_story = finished(trainer(base, scratch))
         assert same_story == story
         assert all(torch.equal(again[name], value) for name, value in whole.items())
