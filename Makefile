@@ -6,7 +6,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 # The slow tests wait for processes of their own: one more shares the same cores better.
 SLOW_WORKERS ?= 3
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile -n
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile
 EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -38,13 +38,13 @@ demo: .venv/.demo  ## Fine-tune a real sentiment model and release it, end to en
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(BIN)/retain run sentiment
 
 test: .venv/.demo  ## Run the test suite (offline, CPU)
-	$(PYTEST) $(WORKERS)
+	$(PYTEST) -n $(WORKERS)
 
 test-slow: .venv/.test  ## Run the slow tests: servers, whole pipelines, real weights and data
-	$(PYTEST) $(SLOW_WORKERS) --timeout 1800 -m "e2e or realdata"
+	$(PYTEST) -n $(SLOW_WORKERS) --timeout 1800 -m "e2e or realdata"
 
 test-all: .venv/.test  ## Run every test that this machine can run
-	$(PYTEST) $(SLOW_WORKERS) --timeout 1800 -m "not gpu"
+	$(PYTEST) -n $(SLOW_WORKERS) --timeout 1800 -m "not gpu"
 
 check: .venv/.installed  ## Lint, formatting, types
 	$(BIN)/ruff check .

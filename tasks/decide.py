@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -50,11 +50,9 @@ def decide(section: Decide, budget: Mapping[str, Suite], registration: Register,
     tuned = _judge_tuned(merged, budget, section) if merged.kept_base else []
     champion, champion_reason = _judge_champion(evaluated, pin, section, paths)
     ledger, ledger_reason = _judge_ledger(pin, budget, registration.rebase)
-    judged: list[tuple[Verdict, str]] = [
-        (suite.verdict, f"{suite.name}: {suite.reason}") for suite in suites if suite.margin is not None
-    ]
+    judged = _of_gating(suites)
     judged += [(target, f"its own task: {target_reason}")]
-    judged += [(suite.verdict, f"{suite.name}, as tuned: {suite.reason}") for suite in tuned if suite.margin]
+    judged += _of_gating(tuned, ", as tuned")
     judged += [(champion, f"champion: {champion_reason}")] if champion else []
     judged += [(ledger, f"ledger: {ledger_reason}")] if ledger_reason else []
     verdict = min((answer for answer, _ in judged), key=_SEVERITY.__getitem__)
@@ -131,6 +129,15 @@ def _judge_suites(
             attempt=pin.attempts.get(name, 1),
         )
         for name, suite in budget.items()
+    ]
+
+
+def _of_gating(suites: Sequence[reports.SuiteVerdict], which: str = "") -> list[tuple[Verdict, str]]:
+    """Return what is said of the suites that gate; `which` model it is follows their names."""
+    return [
+        (suite.verdict, f"{suite.name}{which}: {suite.reason}")
+        for suite in suites
+        if suite.margin is not None
     ]
 
 
@@ -384,10 +391,9 @@ def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports
         advice.append(
             "Set finetune.epochs: 1, or freeze the early half of the layers with finetune.freeze_layers."
         )
-        least = min(outcome.alpha for outcome in merged.outcomes if outcome.alpha > 0)
-        if not merged.kept_base:
+        if not kept_base:
             advice.append("Add values between 0 and the chosen one to merge.alphas.")
-        elif least > SMALL_ALPHA:
+        elif (least := min(outcome.alpha for outcome in merged.outcomes if outcome.alpha > 0)) > SMALL_ALPHA:
             advice.append(
                 f"Add values below {least:g} to merge.alphas: no weaker mixture with the base was tried."
             )

@@ -52,7 +52,7 @@ def merge(
         model = search.model(chosen.path, chosen.alpha)
         model.save(paths.chosen)
         drift = list(search.drift(model))
-    whole = next(outcome for outcome in outcomes if outcome.alpha == 1)
+    whole = reports.tuned_outcome(outcomes)
     report = reports.MergeReport(
         metric=search.metric,
         alpha=chosen.alpha,

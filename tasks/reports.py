@@ -6,6 +6,7 @@ No report holds a time, a duration or a machine's name, so the same inputs give 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -289,6 +290,11 @@ class Drift(Part):
     layers: list[LayerDrift]
 
 
+def tuned_outcome(outcomes: Sequence[AlphaOutcome]) -> AlphaOutcome:
+    """Return that of the tuned model itself, which every search measures."""
+    return next(outcome for outcome in outcomes if outcome.alpha == 1)
+
+
 class MergeReport(Report):
     """`merge.json`."""
 
@@ -318,7 +324,7 @@ class MergeReport(Report):
     @property
     def tuned(self) -> AlphaOutcome:
         """What the tuned model itself gained and lost."""
-        return next(outcome for outcome in self.outcomes if outcome.alpha == 1)
+        return tuned_outcome(self.outcomes)
 
 
 class Ledger(Part):

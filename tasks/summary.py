@@ -361,12 +361,9 @@ def _figures(reports: Reports) -> tuple[tuple[str, str, str], ...]:
             named = f"{_metric(target.metric)} on its task"
             figures.append((named, score(target.metric, target.candidate), detail))
     if _kept_base(reports) and reports.merge:
-        whole = reports.merge.tuned
-        value, gain = (
-            score(reports.merge.metric, whole.validation_score),
-            change(reports.merge.metric, whole.gain),
-        )
-        figures.append((f"{_metric(reports.merge.metric)} as tuned", value, f"on validation · {gain}"))
+        metric, tuned = reports.merge.metric, reports.merge.tuned
+        detail = f"on validation · {change(metric, tuned.gain)}"
+        figures.append((f"{_metric(metric)} as tuned", score(metric, tuned.validation_score), detail))
     gating = [suite for suite in _shown_suites(reports) if suite.margin]
     if gating:
         kept = sum(suite.verdict == "PASS" for suite in gating)

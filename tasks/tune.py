@@ -196,7 +196,7 @@ class _Attempt:
         )
         outcomes = search.outcomes()
         chosen = choose(outcomes)
-        whole = next(outcome for outcome in outcomes if outcome.alpha == 1)
+        whole = reports.tuned_outcome(outcomes)
         search.model(chosen.path, chosen.alpha).save(kept)
         said = {
             "alpha": chosen.alpha,

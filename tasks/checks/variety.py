@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,20 +32,21 @@ class Reference:
     problem: str | None
     """Why nothing can be held against it, or None."""
 
-    @property
-    def common(self) -> NDArray[np.float32]:
-        """What the encoder gives to all rows alike, (dim,): taken off before cosines are compared.
+    def centred(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take off what the encoder gives to all rows alike, before cosines are compared: `(rows, dim)`, as it was.
 
         Embeddings of a language model all point one way (Ethayarajh 2019; Mu & Viswanath 2018), so that unlike texts
-        have a cosine of 0.9. Without a usable reference nothing is taken off.
+        look alike. Without a usable reference nothing is taken off.
         """
-        if self.problem:
-            return np.zeros(1, dtype=np.float32)
+        return vectors if self.problem else vectors - self._common
+
+    @functools.cached_property
+    def _common(self) -> NDArray[np.float32]:
         return self.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def variety(train: Sample, reference: Reference, seed: int) -> list[Measure]:
-    rows, vectors = len(train.rows), train.vectors - reference.common
+    rows, vectors = len(train.rows), reference.centred(train.vectors)
     score = diversity.vendi(vectors)
     remedy = "Collect rows on more subjects and in more forms; remove copies and templates."
     named = "effective_diversity"
@@ -60,7 +62,7 @@ def variety(train: Sample, reference: Reference, seed: int) -> list[Measure]:
     if reason := too_small(train) or reference.problem:
         return [*measures, inconclusive(named, reason, remedy)]
     size = min(rows, len(reference.vectors))
-    found = diversity.effective_diversity(vectors, reference.vectors - reference.common, seed)
+    found = diversity.effective_diversity(vectors, reference.centred(reference.vectors), seed)
     measures.append(
         Measure(
             name=named,
@@ -90,7 +92,7 @@ def variety_by_class(train: Sample, reference: Reference, names: Sequence[str], 
     if reference.problem:
         return inconclusive(name, reference.problem, remedy)
     owners, given = train.label_places
-    vectors, known = train.vectors - reference.common, reference.vectors - reference.common
+    vectors, known = reference.centred(train.vectors), reference.centred(reference.vectors)
     found = diversity.diversity_by_class(vectors[owners], given, known, seed)
     if not found:
         return inconclusive(
@@ -111,7 +113,7 @@ def variety_by_class(train: Sample, reference: Reference, names: Sequence[str], 
 
 def reworded(train: Sample, reference: Reference, similarity: float) -> Measure:
     """Say which sampled rows mean the same as another by the cosine of their embeddings."""
-    found = semantic.semantic_copies(train.vectors - reference.common, similarity)
+    found = semantic.semantic_copies(reference.centred(train.vectors), similarity)
     rows = train.rows
     return Measure(
         name="semantic_duplicate_share",

@@ -188,9 +188,8 @@ def _neighbours(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
 def _fitting_part(suite: Suite, subject: Measurable) -> tuple[Vectors, Vectors]:
     if suite.other["label"].nunique() < 2:
         raise StageError(f"benchmark {suite.name}: its fitting part has one class only; give it more rows.")
-    return subject.embed(suite.other[suite.asked].tolist()), subject.embed(
-        suite.examples[suite.asked].tolist()
-    )
+    fitted, asked = (part[suite.asked].tolist() for part in (suite.other, suite.examples))
+    return subject.embed(fitted), subject.embed(asked)
 
 
 def _original_head(suite: Suite, subject: Measurable) -> NDArray[np.float64]:

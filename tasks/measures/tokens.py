@@ -54,14 +54,15 @@ def audit(table: pd.DataFrame, tokenizer: Any, task: str, max_length: int) -> Au
         DataError: the tokenizer has no chat template, or it cannot be told what the assistant says in it.
     """
     contents = _contents(table)
-    rows = [_row(content, tokenizer, task) for content in contents]
+    talks = [_messages(content, task) for content in contents]
+    rows = [_row(content, talk, tokenizer, task) for content, talk in zip(contents, talks, strict=True)]
     begin = tokenizer.bos_token_id
     unknown = _unknown(tokenizer)
     ending = _ending(tokenizer)
-    texts = [_said(content, task) for content in contents]
+    texts = [[content] if talk is None else said(talk) for content, talk in zip(contents, talks, strict=True)]
     return Audit(
         tokens=np.array([len(ids) for ids, _ in rows], dtype=np.int64),
-        plain=_plain_tokens([_messages(content, task) for content in contents], rows, tokenizer),
+        plain=_plain_tokens(talks, rows, tokenizer),
         words=np.array([sum(len(re.findall(r"\w+", text)) for text in one) for one in texts], dtype=np.int64),
         cut=np.array([len(ids) > max_length for ids, _ in rows], dtype=bool),
         unknown=np.array(
@@ -75,13 +76,13 @@ def audit(table: pd.DataFrame, tokenizer: Any, task: str, max_length: int) -> Au
             [_turns_end(labels[:max_length], len(labels) > max_length, ending) for _, labels in rows]
         ),
         doubled=np.array([begin is not None and ids[:2] == [begin, begin] for ids, _ in rows], dtype=bool),
-        in_order=np.array([_in_order(_messages(content, task)) for content in contents], dtype=bool),
+        in_order=np.array([_in_order(talk) for talk in talks], dtype=bool),
     )
 
 
 def coloured(content: str, tokenizer: Any, task: str, max_length: int) -> str:
     """Return a row as the model reads it, with what carries loss between ⟦ and ⟧, and ✂ where it is cut."""
-    ids, labels = _row(content, tokenizer, task)
+    ids, labels = _row(content, _messages(content, task), tokenizer, task)
     parts, inside = [], False
     for token, label in list(zip(ids, labels, strict=True))[: min(max_length, SHOWN_TOKENS)]:
         if (label != UNSUPERVISED) != inside:
@@ -97,15 +98,16 @@ def _contents(table: pd.DataFrame) -> list[str]:
     return (table["messages"] if "messages" in table else table["text"]).tolist()
 
 
-def _row(content: str, tokenizer: Any, task: str) -> tuple[list[int], list[int]]:
-    """Return a row's tokens and labels, nothing cut."""
+def _row(
+    content: str, messages: list[dict[str, str]] | None, tokenizer: Any, task: str
+) -> tuple[list[int], list[int]]:
+    """Return a row's tokens and labels, nothing cut; `messages` are those of a conversation."""
     from tasks.families.chat import tokenize_chat, tokenize_text
 
     whole = 1 << 30
     if task != "causal-lm":
         ids = list(tokenizer(content, truncation=False, verbose=False)["input_ids"])
         return ids, ids
-    messages = _messages(content, task)
     read = (
         tokenize_text(tokenizer, content, whole)
         if messages is None
@@ -124,12 +126,6 @@ def _messages(content: str, task: str) -> list[dict[str, str]] | None:
         return None
     talk = isinstance(messages, list) and all(isinstance(turn, dict) and "role" in turn for turn in messages)
     return messages if talk else None
-
-
-def _said(content: str, task: str) -> list[str]:
-    """Return what is said in a conversation, turn by turn; of plain text, the text."""
-    messages = _messages(content, task)
-    return [content] if messages is None else said(messages)
 
 
 def _plain_tokens(

@@ -103,9 +103,8 @@ class Trainer:
         self.keeping = make_keeping(self.model, section, original)
         self.steps = section.epochs * len(self._batches(0))
         self.warmup = math.ceil(self.steps * section.warmup_share)
-        trained = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        own = {name: value for name, value in self.network.named_parameters() if id(value) in trained}
-        self.average = Average(own, self.steps, section.average_last)
+        trained = {name: value for name, value in self.network.named_parameters() if value.requires_grad}
+        self.average = Average(trained, self.steps, section.average_last)
         self.progress = Progress(micro_tokens=MICRO_TOKENS[self.model.device.partition(":")[0]])
         self.packing: Packing | None = None
         self.best: dict[str, Tensor] | None = None

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -171,7 +172,8 @@ def _absent(folder: Path) -> bool:
     return True
 
 
-def _lines(path: Path) -> list[dict[str, str]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -183,7 +185,7 @@ def _banking(data: Path) -> Iterator[Figure]:
     folder = data / "banking77"
     if _absent(folder):
         return
-    train, test = (_lines(folder / f"{name}.jsonl") for name in ("train", "test"))
+    train, test = (read_lines(folder / f"{name}.jsonl") for name in ("train", "test"))
     texts, more = [row["text"] for row in train], [row["text"] for row in test]
     equal = duplicates.exact_clusters([*texts, *more])[len(texts) :] < len(texts)
     leaked = duplicates.leaks(more, texts, SIMILARITY) >= 0
@@ -202,7 +204,7 @@ def _stsb(data: Path) -> Iterator[Figure]:
     if _absent(folder):
         return
     train, test = (
-        [f"{row['sentence1']}\n{row['sentence2']}" for row in _lines(folder / f"{name}.jsonl")]
+        [f"{row['sentence1']}\n{row['sentence2']}" for row in read_lines(folder / f"{name}.jsonl")]
         for name in ("train", "test")
     )
     equal = duplicates.exact_clusters([*train, *test])[len(train) :] < len(train)

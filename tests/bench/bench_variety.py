@@ -7,7 +7,6 @@ as they are, and as `check` takes them: with the reference's mean taken off. RET
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from tasks.measures.diversity import effective_diversity, vendi
 from tasks.measures.reference import REFERENCE_TEXTS
 from tasks.recipe import load_recipe, recipe_path
 from tasks.sources import base_folder, resolve_base
+from tests.bench.bench_gates import read_lines
 from tests.bench.figures import ROOT, Figure, publish
 
 ROWS, MAX_LENGTH, SEED = 150, 64, 7
@@ -39,8 +39,8 @@ def main() -> None:
 
 def _texts(data: Path) -> dict[str, list[str]]:
     """Return `ROWS` texts of each kind, from narrow to wide."""
-    bank = _lines(data / "banking77" / "train.jsonl")
-    support = _lines(data / "star_support_dialogues" / "train.jsonl")
+    bank = read_lines(data / "banking77" / "train.jsonl")
+    support = read_lines(data / "star_support_dialogues" / "train.jsonl")
     corpus = importlib.util.find_spec("chatterbot_corpus")
     if corpus is None or corpus.origin is None:
         raise SystemExit("The package chatterbot-corpus is not here: make .venv/.demo")
@@ -58,24 +58,19 @@ def _texts(data: Path) -> dict[str, list[str]]:
     }
 
 
-def _lines(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def _some(texts: list[str]) -> list[str]:
     return [texts[row] for row in np.random.default_rng(SEED).permutation(len(texts))[:ROWS]]
 
 
 def _of_base(name: str, recipe: str, texts: dict[str, list[str]]) -> Iterator[Figure]:
     reference = Reference(_embedded(recipe, list(REFERENCE_TEXTS)), "sentences on unlike subjects", None)
-    offsets = {"as it is": np.float32(0), "mean taken off": reference.common}
-    for how, offset in offsets.items():
-        held_against = reference.vectors - offset
+    for how, take in {"as it is": np.asarray, "mean taken off": reference.centred}.items():
+        held_against = take(reference.vectors)
         yield Figure(
             f"{name}, {how}: Vendi score of the reference", vendi(held_against), "rows", len(held_against)
         )
         for what, some in texts.items():
-            found = effective_diversity(_embedded(recipe, some) - offset, held_against, SEED)
+            found = effective_diversity(take(_embedded(recipe, some)), held_against, SEED)
             yield Figure(f"{name}, {how}: {what}", found.value, "share", len(some))
     unit = reference.vectors / np.linalg.norm(reference.vectors, axis=1, keepdims=True)
     cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
