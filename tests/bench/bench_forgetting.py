@@ -1,8 +1,9 @@
 """Gain and forgetting of every method by itself, and of ours, at equal compute, on real weights and data.
 
-`make bench-forgetting` trains once by every single method, with three seeds, and reports what comes of it, whatever it
-forgot. Ours trains once too, and takes the mixture with the base that gains most within the budget on the selection
-halves; what this search costs on top is a figure of its own. What is
+`make bench-forgetting` trains by every single method, with three seeds, and reports what comes of each training: the
+tuned model, and the mixture with its base that gains most within the budget on the selection halves. Ours is what
+`retain tune` does with these trainings: of the mixtures, the one that gained most on validation. Beside it stands what a
+search without a budget takes of the very same trainings: the tuned model that gained most on validation. What is
 reported was used for no choice: gain on the test split, loss on the report halves. The fronts are drawn in
 docs/images/front-<recipe>.svg.
 
@@ -41,7 +42,7 @@ from tasks.splits import first_by_hash, read_splits
 from tasks.training.run import train_model
 from tests.bench.figures import ROOT
 from tests.bench.forgetting_cases import CASES, Case, Method
-from tests.bench.forgetting_figures import Result, kept_file, kept_results, publish_results
+from tests.bench.forgetting_figures import Found, Result, kept_file, kept_results, publish_results
 
 BASES = Path("data") / "bases"
 
@@ -86,53 +87,37 @@ class Arena:
         start = self.kind.load_start(self.folder, tuned, "cpu", precision)
         return Ends(start, self.kind.load(tuned, "cpu", precision)), seconds
 
-    def report(
-        self,
-        method: str,
-        seed: int,
-        seconds: float,
-        start: Model,
-        candidate: Model,
-        chosen: reports.AlphaOutcome | None = None,
-        search: float = 0.0,
-    ) -> Result:
-        """Measure on the test split and the report halves."""
+    def report(self, outcome: reports.AlphaOutcome, start: Model, candidate: Model) -> Found:
+        """Measure a model on the test split and the report halves; `outcome` is what it was chosen by."""
         before = reference(self.base, self.schema.task, start, self.recipe.evaluate, self.paths.root)
         after = Subject(candidate, self.recipe.evaluate)
-        suites = read_suites(self.paths.report_half, list(self.recipe.budget))
-        losses = {suite.name: compare(suite, before, after).loss for suite in suites}
-        margins = {name: suite.margin for name, suite in self.recipe.budget.items() if suite.margin}
+        losses = {
+            suite.name: compare(suite, before, after).loss
+            for suite in read_suites(self.paths.report_half, list(self.gating))
+        }
         if self._start is None:  # the probe is a function of the rows alone
             self._start = start.measure(self.tables["test"]).score
-        return Result(
-            self.case.key,
-            method,
-            seed,
-            round(seconds, 1),
+        return Found(
+            validated=outcome.gain,
             gain=candidate.measure(self.tables["test"]).score - self._start,
             losses=losses,
-            share=max(losses[name] / margin for name, margin in margins.items()),
-            alpha=chosen.alpha if chosen else 1.0,
-            path=chosen.path if chosen else "",
-            search_seconds=round(search, 1),
+            share=max(loss / self.gating[name] for name, loss in losses.items()),
+            path=outcome.path,
+            alpha=outcome.alpha,
         )
 
-    def rescue(self, ends: Ends) -> tuple[Model, reports.AlphaOutcome]:
-        """Return the mixture that gains most within the budget on the selection halves."""
+    @property
+    def gating(self) -> dict[str, float]:
+        """The margins of the suites that decide."""
+        return {name: suite.margin for name, suite in self.recipe.budget.items() if suite.margin}
+
+    def search(self, ends: Ends) -> Search:
+        """Return a search for the mixture that gains most within the budget on the selection halves."""
         recipe = self.recipe
-        gating = {name: suite for name, suite in recipe.budget.items() if suite.margin}
-        search = Search(
-            recipe.merge,
-            recipe.evaluate,
-            gating,
-            recipe.decide,
-            self.paths,
-            self.base,
-            ends,
-            self.tables,
+        gating = {name: recipe.budget[name] for name in self.gating}
+        return Search(
+            recipe.merge, recipe.evaluate, gating, recipe.decide, self.paths, self.base, ends, self.tables
         )
-        chosen = choose(search.outcomes())
-        return search.model(chosen.path, chosen.alpha), chosen
 
 
 def results_of(arena: Arena, seeds: int) -> Iterator[Result]:
@@ -151,15 +136,18 @@ def results_of(arena: Arena, seeds: int) -> Iterator[Result]:
 
 
 def one_training(arena: Arena, method: Method, seed: int) -> Result:
-    """Train once and report the model; of ours, what is within the budget of it."""
+    """Train once; report the tuned model, and what is within the budget of it."""
     with tempfile.TemporaryDirectory(dir=arena.paths.root) as folder:
         ends, seconds = arena.train(method, seed, Path(folder) / "tuned")
-        if method is not arena.case.ours:
-            return arena.report(method.name, seed, seconds, ends.start, ends.tuned)
-        started = time.process_time()
-        model, chosen = arena.rescue(ends)
-        search = time.process_time() - started
-        return arena.report(method.name, seed, seconds, ends.start, model, chosen, search)
+        search, started = arena.search(ends), time.process_time()
+        outcomes = search.outcomes()
+        chosen, whole = choose(outcomes), reports.tuned_outcome(outcomes)
+        searched = time.process_time() - started
+        tuned = arena.report(whole, ends.start, ends.tuned)
+        within = tuned
+        if chosen is not whole:
+            within = arena.report(chosen, ends.start, search.model(chosen.path, chosen.alpha))
+        return Result(arena.case.key, method.name, seed, round(seconds, 1), round(searched, 1), tuned, within)
 
 
 def prepared(case: Case, folder: Path) -> Arena:
@@ -181,10 +169,13 @@ def prepared(case: Case, folder: Path) -> Arena:
 
 def say(result: Result) -> None:
     """Print one result."""
-    losses = ", ".join(f"{name} {loss:+.4f}" for name, loss in result.losses.items())
-    mixed = f"; {result.path} α {result.alpha:g}" if result.path else ""
-    print(f"seed {result.seed}  {result.method}: {result.gain:+.4f}; lost {losses}{mixed}", end="")
-    print(f"; {result.seconds:.0f} CPU-seconds", flush=True)
+    tuned, within = result.tuned, result.within
+    print(
+        f"seed {result.seed}  {result.method}: {tuned.gain:+.4f}, lost {tuned.share:.2f} of the margin",
+        end="",
+    )
+    print(f"; {within.path} α {within.alpha:g}: {within.gain:+.4f}, lost {within.share:.2f}", end="")
+    print(f"; {result.seconds:.0f} CPU-seconds, and {result.search_seconds:.0f} to search", flush=True)
 
 
 def main() -> None:

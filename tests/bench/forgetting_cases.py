@@ -12,16 +12,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from tasks.rates import USUAL_RATES
 from tasks.recipe import Recipe, recipe_path
 from tests.bench.figures import ROOT
-
-OURS = "Retain"
-"""A training that is held to what the base knows, `Case.ours`, mixed with the base as far as the budget allows."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,8 @@ class Method:
     changes: Mapping[str, Any]
     times: float = 1.0
     """Of the case's rate."""
-    replays: bool = False
+    replays: Literal["no", "rows", "labelled rows"] = "no"
+    """Which rows of the original domain it needs."""
 
 
 LORA = {"rank": 8, "alpha": 16.0}
@@ -51,13 +49,12 @@ METHODS = (
     Method("LoRA r8", 3, {"method": "lora", "lora": LORA}),
     Method("BitFit", 3, {"method": "biases"}),
     Method("L2-SP 0.1", 4, {"method": "full", "l2_sp": 0.1}),
-    Method("EWC 10⁴", 4, {"method": "full", "ewc": 1e4}, replays=True),
+    Method("EWC 10⁴", 4, {"method": "full", "ewc": 1e4}, replays="labelled rows"),
     Method("distillation", 4, {"method": "full", "distill": 1.0}),
-    Method("replay 25 %", 4, {"method": "full", "replay_share": 0.25}, replays=True),
+    Method("replay 25 %", 4, {"method": "full", "replay_share": 0.25}, replays="labelled rows"),
+    Method("replay 50 %, distilled", 4, {"replay_share": 0.5, "distill": 1.0}, replays="rows"),
 )
 """Where a method does not say how the rest trains, it is by LP-FT where there is a head, else in full."""
-HELD = Method(OURS, -1, {"method": "lp-ft", "freeze_layers": 0.5}, 2.0)
-REPLAYED = Method(OURS, -1, {"method": "full", "replay_share": 0.25}, HARD)
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,6 @@ class Case:
     """The rate of every method, as a multiple of its usual one."""
     train_rows: int
     validation_rows: int
-    ours: Method
-    """How ours trains, before it is mixed with the base."""
     lora_targets: tuple[str, ...] = ()
     arrange: Callable[[Path], None] | None = None
     """Makes raw files of raw files, in the folder of the recipe."""
@@ -95,15 +90,16 @@ class Case:
         return ROOT / "data" / "bench-forgetting" / f"{self.key}-{versions['prepare']}"
 
     def methods(self, recipe: Recipe) -> list[Method]:
-        """Return ours, and the methods that this task knows; replay needs trainable rows of the original domain."""
-        known = USUAL_RATES[recipe.task]
-        alone = [
+        """Return the methods that this task knows and that this case has original rows for."""
+        replay = self.changes.get("data.replay")
+        rows = {"no"} | ({"rows"} if replay else set())
+        if replay and not replay.get("may_lack_labels"):
+            rows.add("labelled rows")
+        return [
             method
             for method in METHODS
-            if method.changes.get("method", "full") in known
-            and ("data.replay" in self.changes or not method.replays)
+            if method.changes.get("method", "full") in USUAL_RATES[recipe.task] and method.replays in rows
         ]
-        return [self.ours, *alone]
 
     def finetune(self, method: Method, seed: int, recipe: Recipe) -> dict[str, Any]:
         """Return the section `finetune` of one training."""
@@ -167,9 +163,8 @@ CASES = (
             "merge.paths": ["wise-ft", "lines"],
         },
         1.0,
-        320,
-        120,
-        HELD,
+        640,
+        300,
     ),
     Case(
         "support-chat",
@@ -186,15 +181,17 @@ CASES = (
             },
             "data.train.max_rows": 120,
             "data.test.max_rows": 30,
+            "data.validation_share": 0.15,
             "data.replay": {"file": "replay.jsonl", "format": "jsonl", "id": "id", "max_rows": 60},
-            "finetune.max_length": 128,
+            "finetune.max_length": 96,
             "finetune.batch_size": 4,
+            "evaluate.max_length": 96,
             "benchmarks": {
                 "wikitext": {
                     "kind": "perplexity",
                     "file": "wikitext.txt",
                     "block_words": 24,
-                    "max_blocks": 200,
+                    "max_blocks": 160,
                 },
                 "lambada": {"kind": "last-word", "file": "lambada.jsonl", "max_examples": 30},
                 "arc-easy": {
@@ -212,17 +209,16 @@ CASES = (
                 },
             },
             "budget": {
-                "wikitext": {"margin": 0.05},
+                "wikitext": {"margin": 0.1},
                 "lambada": {"informative": True},
                 "arc-easy": {"informative": True},
                 "hellaswag": {"informative": True},
             },
-            "merge.alphas": [0.0, 0.2, 0.4, 0.6, 0.8, 1.0],
+            "merge.alphas": [0.0, 0.25, 0.5, 0.75, 1.0],
         },
         2.5,
         24,
         10,
-        REPLAYED,
         arrange=keep_text_for_replay,
     ),
     Case(
@@ -235,13 +231,22 @@ CASES = (
             "data.train": {"file": "labels.csv", "image": "file", "image_folder": "images", "id": "file"},
             "data.test": None,
             "data.test_share": 0.3,
+            # What the base has learned from has none of the new labels.
+            "data.replay": {
+                "file": "cifar10.csv",
+                "image": "file",
+                "image_folder": "cifar10",
+                "id": "file",
+                "where": {"split": "train"},
+                "label": "finding",
+                "may_lack_labels": True,
+            },
             "finetune.epochs": 5,
             "merge.paths": ["wise-ft", "lines"],
         },
         2.0,
         824,
         322,
-        HELD,
         lora_targets=("convolution",),
     ),
 )

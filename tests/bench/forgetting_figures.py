@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,34 @@ from pathlib import Path
 from tasks.files import write_text
 from tasks.recipe import load_recipe, recipe_path
 from tests.bench.figures import ROOT, Figure, publish
-from tests.bench.forgetting_cases import CASES, METHODS, OURS, Case
+from tests.bench.forgetting_cases import CASES, METHODS, Case
 from tests.bench.front import Spot, draw_front
 
+OURS, FREE = "Retain", "no budget"
+"""Who takes what gained most on validation of a seed's trainings: of mixtures within the budget, or of tuned models."""
 NEAR = 0.95
 """Share of the best gain that ours is to keep within the budget."""
 
 
 @dataclass(frozen=True)
+class Found:
+    """One model: what it was chosen by, and what came of it on what nothing was chosen with."""
+
+    validated: float
+    """Gain on validation."""
+    gain: float
+    """On the test split."""
+    losses: Mapping[str, float]
+    """On the report halves, by suite."""
+    share: float
+    """The worst loss, as a share of its margin."""
+    path: str
+    alpha: float
+
+
+@dataclass(frozen=True)
 class Result:
-    """What came of one model, on what nothing was chosen with."""
+    """What came of one training."""
 
     key: str
     """Of the case: `Case.key`."""
@@ -28,16 +45,11 @@ class Result:
     seed: int
     seconds: float
     """CPU time of the training."""
-    gain: float
-    """On the test split."""
-    losses: Mapping[str, float]
-    """On the report halves, by suite."""
-    share: float
-    """The worst loss, as a share of its margin."""
-    alpha: float
-    path: str
-    search_seconds: float = 0.0
-    """CPU time of the search for the mixture, of ours."""
+    search_seconds: float
+    """CPU time of the search for the mixture."""
+    tuned: Found
+    within: Found
+    """The mixture with the base that gained most within the budget on the selection halves."""
 
 
 def kept_file(case: Case) -> Path:
@@ -51,56 +63,76 @@ def kept_results(case: Case) -> list[Result]:
         kept_file(case).parent.mkdir(parents=True, exist_ok=True)
         return []
     lines = kept_file(case).read_text(encoding="utf-8").splitlines()
-    results = [Result(**json.loads(line)) for line in lines]
-    return [result for result in results if result.key == case.key]
+    return [result for result in map(read_result, lines) if result.key == case.key]
+
+
+def read_result(line: str) -> Result:
+    """Read one line of a case's file."""
+    said = json.loads(line)
+    return Result(**said | {name: Found(**said[name]) for name in ("tuned", "within")})
 
 
 def publish_results(seeds: int) -> None:
     """Print and write the figures of all cases, and draw their fronts."""
     made: list[Figure] = []
     for case in CASES:
-        spots = spots_of(kept_results(case))
-        made += coverage(case, spots, seeds)
-        if len(spots) < 2:
+        methods = [method.name for method in case.methods(load_recipe(recipe_path(ROOT, case.recipe)))]
+        results = whole_seeds(kept_results(case), methods)
+        spots = spots_of(results)
+        made += coverage(case, results, seeds)
+        if not results:
             continue
         made += figures(case.recipe, spots)
-        made += search_figures(case.recipe, kept_results(case))
+        made += search_figures(case.recipe, results)
         picture = ROOT / "docs" / "images" / f"front-{case.recipe}.svg"
-        write_text(picture, draw_front(spots, case.title, case.gain))
+        write_text(picture, draw_front([spot for spot in spots if spot.name != FREE], case.title, case.gain))
         print(f"drawn in {picture.relative_to(ROOT)}")
     publish("forgetting", made, ["torch", "transformers", "peft"])
 
 
+def whole_seeds(results: Sequence[Result], methods: Sequence[str]) -> list[Result]:
+    """Return the results of the seeds that every method was measured with."""
+    seeds = sorted({result.seed for result in results})
+    there = {(result.method, result.seed): result for result in results}
+    whole = [seed for seed in seeds if all((method, seed) in there for method in methods)]
+    return [there[method, seed] for seed in whole for method in methods]
+
+
 def spots_of(results: Sequence[Result]) -> list[Spot]:
-    """Gather results by method, ours first: its seeds, and the methods that were measured with all of them."""
-    seeds = sorted({result.seed for result in results if result.method == OURS})
-    kinds = {OURS: -1} | {method.name: method.kind for method in METHODS}
-    spots = []
-    for name, kind in kinds.items():
-        own = {result.seed: result for result in results if result.method == name}
-        if seeds and set(seeds) <= set(own):
-            chosen = [own[seed] for seed in seeds]
-            spots.append(
-                Spot(name, kind, [result.share for result in chosen], [result.gain for result in chosen])
-            )
-    return spots
+    """Gather results by method, ours first, then the choice that no budget holds: each with its seeds."""
+    by_seed: dict[int, list[Result]] = {}
+    for result in results:
+        by_seed.setdefault(result.seed, []).append(result)
+    models = {
+        OURS: [max((result.within for result in own), key=_validated) for own in by_seed.values()],
+        FREE: [max((result.tuned for result in own), key=_validated) for own in by_seed.values()],
+    }
+    for result in results:
+        models.setdefault(result.method, []).append(result.tuned)
+    kinds = {OURS: -1, FREE: -1} | {method.name: method.kind for method in METHODS}
+    return [
+        Spot(name, kinds[name], [model.share for model in own], [model.gain for model in own])
+        for name, own in models.items()
+    ]
 
 
-def coverage(case: Case, spots: Sequence[Spot], seeds: int) -> Iterator[Figure]:
-    """Yield how much of a case has been measured."""
-    recipe = load_recipe(recipe_path(ROOT, case.recipe))
-    there, wanted = len(spots[0].gains) if spots else 0, len(case.methods(recipe)) - 1
-    alone = max(len(spots) - 1, 0)
-    yield Figure(f"{case.recipe}: seeds", there, "seeds", there, there, None, f">= {seeds}", there >= seeds)
+def _validated(found: Found) -> tuple[float, float]:
+    return found.validated, -found.alpha
+
+
+def coverage(case: Case, results: Sequence[Result], seeds: int) -> Iterator[Figure]:
+    """Yield how much of a case has been measured: seeds with every method."""
+    there = len({result.seed for result in results})
+    methods = len({result.method for result in results})
     yield Figure(
-        f"{case.recipe}: single methods measured",
-        alone,
-        "methods",
+        f"{case.recipe}: seeds, with every method",
+        there,
+        f"of {methods} methods",
         there,
         there,
         None,
-        f"all {wanted}",
-        alone == wanted,
+        f">= {seeds}",
+        there >= seeds,
     )
 
 
@@ -108,18 +140,11 @@ def figures(recipe: str, spots: Sequence[Spot]) -> Iterator[Figure]:
     """Yield gain and worst loss of every method, and set ours against the best gain and against each."""
     for spot in spots:
         n, label = len(spot.gains), f"{recipe}: {spot.name}"
-        yield Figure(
-            f"{label}: gain",
-            spot.gain,
-            "score",
-            n,
-            n,
-            (min(spot.gains), max(spot.gains)),
-        )
+        yield Figure(f"{label}: gain", spot.gain, "score", n, n, (min(spot.gains), max(spot.gains)))
         yield Figure(
             f"{label}: worst loss / margin", spot.loss, "share", n, n, (min(spot.losses), max(spot.losses))
         )
-    ours = next(spot for spot in spots if spot.kind < 0)
+    ours, free = (next(spot for spot in spots if spot.name == name) for name in (OURS, FREE))
     alone = [spot for spot in spots if spot.kind >= 0]
     best = max(alone, key=lambda spot: spot.gain)
     kept, within = ours.gain / best.gain, max(ours.losses) <= 1
@@ -134,6 +159,14 @@ def figures(recipe: str, spots: Sequence[Spot]) -> Iterator[Figure]:
         f">= {NEAR:g} with every seed within the budget, or as good as every method in both",
         (kept >= NEAR and within) or len(beaten) == len(alone),
     )
+    if free.gain > 0:
+        yield Figure(
+            f"{recipe}: ours keeps of what the same trainings give without a budget",
+            ours.gain / free.gain,
+            "share",
+            len(ours.gains),
+            len(ours.gains),
+        )
     yield Figure(
         f"{recipe}: methods that ours equals or beats in both",
         len(beaten),
@@ -159,15 +192,9 @@ def dominates(ours: Spot, other: Spot) -> bool:
 
 
 def search_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
-    """Yield what ours costs: its training beside the others', and its search on top."""
-    ours = [result for result in results if result.method == OURS]
-    alone = [result.seconds for result in results if result.method == "full"]
-    n = len(ours)
-    if ours and alone:
-        full = statistics.median(alone)
-        training = statistics.median(result.seconds for result in ours)
-        search = statistics.median(result.search_seconds for result in ours)
-        yield Figure(f"{recipe}: CPU time of ours / full, training", training / full, "ratio", n, n)
-        yield Figure(
-            f"{recipe}: CPU time of ours / full, with the search", (training + search) / full, "ratio", n, n
-        )
+    """Yield what the search for mixtures costs, beside the trainings."""
+    training, search = (
+        sum(costs) for costs in zip(*((r.seconds, r.search_seconds) for r in results), strict=True)
+    )
+    n = len({result.seed for result in results})
+    yield Figure(f"{recipe}: CPU time of the searches / of the trainings", search / training, "ratio", n, n)
