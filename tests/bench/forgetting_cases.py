@@ -134,7 +134,7 @@ CASES = (
             "finetune.epochs": 1,
             "finetune.batch_size": 16,
             "finetune.max_length": 64,
-            "evaluate.max_length": 64,
+            "evaluate.max_length": 48,
             "data.targets": {},
             "data.replay": {
                 "file": "editorial.tsv",
@@ -160,10 +160,10 @@ CASES = (
                 },
             },
             "budget": {"constitution": {"margin": 0.03}, "conversations": {"margin": 0.025}},
-            "merge.paths": ["wise-ft", "lines"],
+            "merge.alphas": [0.0, 0.25, 0.5, 0.75, 1.0],
         },
         1.0,
-        640,
+        320,
         300,
     ),
     Case(
