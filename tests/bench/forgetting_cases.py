@@ -72,6 +72,8 @@ class Case:
     train_rows: int
     validation_rows: int
     lora_targets: tuple[str, ...] = ()
+    impossible: tuple[str, ...] = ()
+    """Methods that the base has no weights for."""
     arrange: Callable[[Path], None] | None = None
     """Makes raw files of raw files, in the folder of the recipe."""
 
@@ -98,7 +100,9 @@ class Case:
         return [
             method
             for method in METHODS
-            if method.changes.get("method", "full") in USUAL_RATES[recipe.task] and method.replays in rows
+            if method.changes.get("method", "full") in USUAL_RATES[recipe.task]
+            and method.replays in rows
+            and method.name not in self.impossible
         ]
 
     def finetune(self, method: Method, seed: int, recipe: Recipe) -> dict[str, Any]:
@@ -219,6 +223,7 @@ CASES = (
         2.5,
         24,
         10,
+        impossible=("BitFit",),  # a Llama has no biases
         arrange=keep_text_for_replay,
     ),
     Case(
