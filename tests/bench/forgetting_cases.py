@@ -1,6 +1,6 @@
 """What `make bench-forgetting` compares: three recipes on real weights and data, and every single method.
 
-Sizes are what three seeds of each case need to end within about an hour on two cores; they are printed with the figures.
+Sizes are what three seeds of each case need to end within some hours on two cores; they are printed with the figures.
 """
 
 from __future__ import annotations
