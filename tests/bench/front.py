@@ -81,7 +81,7 @@ def draw_front(spots: Sequence[Spot], title: str, gain: str) -> str:
     parts = [
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         _text(LEFT, 26, title, size=17, weight=600),
-        _text(LEFT, 46, f"{gain}; mean and range of {len(spots[0].gains)} seeds", fill="#666"),
+        _text(LEFT, 46, f"{gain}; {_seeds(len(spots[0].gains))}", fill="#666"),
         *_ground(scale, wanted),
         *(part for number, spot in enumerate(alone, 1) for part in _cross(scale, spot, number)),
         *(part for number, spot in enumerate(alone, 1) for part in _disc(scale, spot, number)),
@@ -94,6 +94,10 @@ def draw_front(spots: Sequence[Spot], title: str, gain: str) -> str:
         + "\n".join(parts)
         + "\n</svg>\n"
     )
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean and range of {count} seeds"
 
 
 def _ground(scale: Scale, wanted: float) -> Iterator[str]:
