@@ -78,14 +78,14 @@ def publish_results(seeds: int) -> None:
     for case in CASES:
         methods = [method.name for method in case.methods(load_recipe(recipe_path(ROOT, case.recipe)))]
         results = whole_seeds(kept_results(case), methods)
-        spots = spots_of(results)
         made += coverage(case, results, seeds)
         if not results:
             continue
-        made += figures(case.recipe, spots)
+        ours, free, *alone = spots_of(results)
+        made += figures(case.recipe, [ours, free, *alone])
         made += search_figures(case.recipe, results)
         picture = ROOT / "docs" / "images" / f"front-{case.recipe}.svg"
-        write_text(picture, draw_front([spot for spot in spots if spot.name != FREE], case.title, case.gain))
+        write_text(picture, draw_front([ours, *alone], case.title, case.gain))
         print(f"drawn in {picture.relative_to(ROOT)}")
     publish("forgetting", made, ["torch", "transformers", "peft"])
 
@@ -138,51 +138,33 @@ def coverage(case: Case, results: Sequence[Result], seeds: int) -> Iterator[Figu
 
 def figures(recipe: str, spots: Sequence[Spot]) -> Iterator[Figure]:
     """Yield gain and worst loss of every method, and set ours against the best gain and against each."""
+    n = len(spots[0].gains)
     for spot in spots:
-        n, label = len(spot.gains), f"{recipe}: {spot.name}"
+        label, losses = f"{recipe}: {spot.name}", (min(spot.losses), max(spot.losses))
         yield Figure(f"{label}: gain", spot.gain, "score", n, n, (min(spot.gains), max(spot.gains)))
-        yield Figure(
-            f"{label}: worst loss / margin", spot.loss, "share", n, n, (min(spot.losses), max(spot.losses))
-        )
-    ours, free = (next(spot for spot in spots if spot.name == name) for name in (OURS, FREE))
-    alone = [spot for spot in spots if spot.kind >= 0]
+        yield Figure(f"{label}: worst loss / margin", spot.loss, "share", n, n, losses)
+    ours, free, *alone = spots
     best = max(alone, key=lambda spot: spot.gain)
     within = max(ours.losses) <= 1
     beaten = [spot.name for spot in alone if dominates(ours, spot)]
-    n = len(ours.gains)
+    goal = f">= {NEAR:g} with every seed within the budget"
     if free.gain > 0:
-        kept = ours.gain / free.gain
-        label = f"{recipe}: ours keeps of what the same trainings give without a budget"
-        goal = f">= {NEAR:g} with every seed within the budget"
+        label, kept = (
+            f"{recipe}: ours keeps of what the same trainings give without a budget",
+            ours.gain / free.gain,
+        )
         yield Figure(label, kept, "share", n, n, None, goal, kept >= NEAR and within)
-    kept = ours.gain / best.gain
-    yield Figure(
-        f"{recipe}: ours keeps of the best gain in hindsight ({best.name})",
-        kept,
-        "share",
-        n,
-        n,
-        None,
-        f">= {NEAR:g} with every seed within the budget, or as good as every method in both",
-        (kept >= NEAR and within) or len(beaten) == len(alone),
-    )
-    yield Figure(
-        f"{recipe}: methods that ours equals or beats in both",
-        len(beaten),
-        f"of {len(alone)}",
-        len(ours.gains),
-        len(ours.gains),
-    )
+    label, kept = f"{recipe}: ours keeps of the best gain in hindsight ({best.name})", ours.gain / best.gain
+    met = (kept >= NEAR and within) or len(beaten) == len(alone)
+    goal += ", or as good as every method in both"
+    yield Figure(label, kept, "share", n, n, None, goal, met)
+    label = f"{recipe}: methods that ours equals or beats in both"
+    yield Figure(label, len(beaten), f"of {len(alone)}", n, n)
     allowed = [spot for spot in alone if max(spot.losses) <= 1]
     if allowed:
         rival = max(allowed, key=lambda spot: spot.gain)
-        yield Figure(
-            f"{recipe}: best gain of a single method within the budget ({rival.name})",
-            rival.gain,
-            "score",
-            len(rival.gains),
-            len(rival.gains),
-        )
+        label = f"{recipe}: best gain of a single method within the budget ({rival.name})"
+        yield Figure(label, rival.gain, "score", n, n)
 
 
 def dominates(ours: Spot, other: Spot) -> bool:
@@ -192,8 +174,7 @@ def dominates(ours: Spot, other: Spot) -> bool:
 
 def search_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
     """Yield what the search for mixtures costs, beside the trainings."""
-    training, search = (
-        sum(costs) for costs in zip(*((r.seconds, r.search_seconds) for r in results), strict=True)
-    )
+    training = sum(result.seconds for result in results)
+    search = sum(result.search_seconds for result in results)
     n = len({result.seed for result in results})
     yield Figure(f"{recipe}: CPU time of the searches / of the trainings", search / training, "ratio", n, n)
