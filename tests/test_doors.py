@@ -127,7 +127,7 @@ def test_two_recipes_at_once_and_the_same_recipe_twice(tmp_path: Path) -> None:
     project.commit("slow training")
     lock = project.root / ".retain" / "tiny" / "run.lock"
     first = start(project, "tiny", "--no-register")
-    _wait_for(lambda: lock.exists() and lock.read_text())
+    _wait_for(lambda: lock.exists() and lock.read_text(), first)
     other = start(project, "other", "--no-register")
     told = start(project, "tiny", "--no-register", "--if-running", "refuse")
     waiting = start(project, "tiny", "--no-register")
@@ -142,11 +142,12 @@ def test_two_recipes_at_once_and_the_same_recipe_twice(tmp_path: Path) -> None:
     assert by_dvc(project) == []
 
 
-def _wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+def _wait_for(condition: Callable[[], object], run: subprocess.Popen[str], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("waited in vain")
+        if run.poll() is not None or time.monotonic() > deadline:
+            run.kill()
+            raise AssertionError(f"waited in vain for {run.args}: {run.communicate()[0]}")
         time.sleep(0.1)
 
 
