@@ -70,7 +70,7 @@ def _merge(paths: Paths) -> str:
         (
             f"{outcome.alpha:g}",
             f"{outcome.gain:+.3f}",
-            "yes" if outcome.within_budget else ", ".join(outcome.blocked_by),
+            "yes" if outcome.within_budget else ", ".join(outcome.blocked_by) or "not measured",
         )
         for outcome in report.outcomes
     ]

@@ -3,8 +3,9 @@
 Reads the validation split, the *selection* halves, base and tuned model; writes `chosen/` (a model folder) and
 `merge.json` with what every α that was tried gained and lost. Alone: `python -m tasks merge <recipe>`.
 
-α = 0 is where tuning started (the frozen base, with a linear probe where it classifies), α = 1 the tuned model. How the
-way between them is searched is said in `tasks/forgetting/search.py`.
+α = 0 is where tuning started (the frozen base, with a linear probe where it classifies), α = 1 the tuned model. Between
+them the largest α within the budget is found first, then smaller ones are looked at on the validation split, because they
+often gain more; what wins was always measured on the benchmarks. How and why: `tasks/forgetting/way.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from tasks import reports
 from tasks.device import hold_device
 from tasks.families import family
 from tasks.files import folder_fingerprint
-from tasks.forgetting.search import Ends, Search, choose
+from tasks.forgetting.search import Ends, Search
+from tasks.forgetting.way import BASE, choose
 from tasks.models import pick_device
 from tasks.paths import Paths
 from tasks.recipe import Decide, Evaluate, Merge
@@ -57,7 +59,7 @@ def merge(
         metric=search.metric,
         alpha=chosen.alpha,
         path=chosen.path,
-        rescued=not whole.within_budget and chosen.alpha > 0,
+        rescued=not whole.within_budget and (chosen.path, chosen.alpha) != BASE,
         outcomes=outcomes,
         flips=flips,
         slices=slices,

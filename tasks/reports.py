@@ -232,7 +232,9 @@ class AlphaOutcome(Part):
     gain: float
     """Over α = 0."""
     suites: list[SuiteOutcome]
-    within_budget: bool
+    """Empty where only validation was looked at."""
+    within_budget: bool | None
+    """null where only validation was looked at: it gains no more than the chosen one, so no benchmark was asked."""
     blocked_by: list[str]
     """Suites whose loss leaves no room."""
 

@@ -21,6 +21,7 @@ from tasks.drift_words import drift_drawings, drift_sentence, slice_cells
 from tasks.errors import StageError
 from tasks.paths import Paths
 from tasks.reports import (
+    AlphaOutcome,
     Base,
     CheckReport,
     DecideReport,
@@ -177,7 +178,7 @@ class Summary:
     choice: str = ""
     choice_pictures: tuple[Picture, ...] = ()
     tried: tuple[Row, ...] = ()
-    """Mixtures of base and tuned model that were measured on the selection halves."""
+    """Mixtures of base and tuned model that were tried: on the selection halves, or on validation alone."""
     training: str = ""
     training_pictures: tuple[Picture, ...] = ()
     data: tuple[Row, ...] = ()
@@ -456,7 +457,10 @@ def _choice(merge: MergeReport) -> str:
         if any(item.within_budget for item in merge.outcomes if item.alpha > 0):
             return "No mix within the forgetting budget did better on validation than the base, so the base was kept."
         return "No mix of base and tuned model stayed within the forgetting budget, so the base was kept."
-    return f"{way}{gain}: the most gain that the forgetting budget allows."
+    beaten = ""
+    if merge.alpha < 1 and merge.tuned.within_budget:
+        beaten = f" The tuned model alone fits it too, and gains no more ({change(merge.metric, merge.tuned.gain)})."
+    return f"{way}{gain}: the most gain that the forgetting budget allows.{beaten}"
 
 
 def _notes(decision: DecideReport | None) -> Iterator[str]:
@@ -475,21 +479,22 @@ def _tried(merge: MergeReport) -> tuple[Row, ...]:
             f"{suite.name} {suite.base:.3f} → {suite.candidate:.3f} ({signed(-suite.loss)})"
             for suite in outcome.suites
         )
-        fits = (
-            "fits"
-            if outcome.within_budget
-            else f"too much lost, or too unsure: {_listed(outcome.blocked_by)}"
-        )
         chosen = (outcome.path, outcome.alpha) == (merge.path, merge.alpha)
         cells = (
             PATHS.get(outcome.path, outcome.path),
             f"{outcome.alpha:g}",
             change(merge.metric, outcome.gain),
-            losses,
-            "chosen" if chosen else fits,
+            "not measured" if outcome.within_budget is None else losses,
+            "chosen" if chosen else _fits(outcome),
         )
-        rows.append(Row(cells, "pass" if chosen else "" if outcome.within_budget else "fail"))
+        rows.append(Row(cells, "pass" if chosen else "fail" if outcome.within_budget is False else ""))
     return tuple(rows)
+
+
+def _fits(outcome: AlphaOutcome) -> str:
+    if outcome.within_budget is None:
+        return "gains no more"
+    return "fits" if outcome.within_budget else f"too much lost, or too unsure: {_listed(outcome.blocked_by)}"
 
 
 def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
@@ -512,10 +517,11 @@ def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
     ]
     suites = reports.decision.suites if reports.decision else []
     margins = {suite.name: suite.margin for suite in suites if suite.margin}
+    measured = [item for item in outcomes if item.within_budget is not None]
     lines = [
-        charts.Line(name, [(item.alpha, _loss(item.suites, name) / margin) for item in outcomes])
+        charts.Line(name, [(item.alpha, _loss(item.suites, name) / margin) for item in measured])
         for name, margin in margins.items()
-        if all(any(suite.name == name for suite in item.suites) for item in outcomes)
+        if all(any(suite.name == name for suite in item.suites) for item in measured)
     ]
     if lines:
         chart = charts.line_chart(
@@ -528,6 +534,8 @@ def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
             limit_label="allowed",
         )
         caption = "What it forgets meanwhile, on the selection halves of the benchmarks."
+        if len(measured) < len(outcomes):
+            caption += " A dot is a mixture that they were asked of."
         pictures.append(Picture(chart, caption, tuple(line.name for line in lines)))
     return tuple(pictures)
 

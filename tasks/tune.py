@@ -30,7 +30,8 @@ from tasks.errors import ConfigError, PipelineError, Preempted
 from tasks.families import family
 from tasks.families.interface import Measured, Model
 from tasks.files import fingerprint, folder_fingerprint
-from tasks.forgetting.search import Ends, Search, choose
+from tasks.forgetting.search import Ends, Search
+from tasks.forgetting.way import choose
 from tasks.models import pick_device
 from tasks.passport import verify_passport
 from tasks.paths import Paths

@@ -13,7 +13,7 @@ from tasks import merge as stage
 from tasks import reports
 from tasks.families import load_model
 from tasks.files import folder_fingerprint
-from tasks.forgetting import search
+from tasks.forgetting import search, way
 from tasks.merge import merge
 from tasks.paths import Paths
 from tasks.recipe import Suite as Margin
@@ -36,7 +36,7 @@ def run(paths: Paths, margin: float = 0.5) -> reports.MergeReport:
     return reports.read_report(paths.merge, reports.MergeReport)
 
 
-def outcome(alpha: float, gain: float, allowed: bool = True) -> reports.AlphaOutcome:
+def outcome(alpha: float, gain: float, allowed: bool | None = True) -> reports.AlphaOutcome:
     return reports.AlphaOutcome(
         alpha=alpha, validation_score=gain, gain=gain, suites=[], within_budget=allowed, blocked_by=[]
     )
@@ -44,16 +44,24 @@ def outcome(alpha: float, gain: float, allowed: bool = True) -> reports.AlphaOut
 
 def test_the_most_gain_within_the_budget_is_chosen() -> None:
     made = [outcome(0, 0), outcome(0.3, 0.05), outcome(0.6, 0.04), outcome(1, 0.2, allowed=False)]
-    assert search.choose(made).alpha == 0.3
+    assert way.choose(made).alpha == 0.3
 
 
 def test_of_equal_gains_the_nearest_to_the_base() -> None:
-    assert search.choose([outcome(0, 0), outcome(0.5, 0.1), outcome(1, 0.1)]).alpha == 0.5
+    assert way.choose([outcome(0, 0), outcome(0.5, 0.1), outcome(1, 0.1)]).alpha == 0.5
 
 
-def test_a_tuned_model_that_forgot_nothing_needs_no_search(project: Paths) -> None:
+def test_what_was_not_measured_is_not_chosen() -> None:
+    assert way.choose([outcome(0, 0), outcome(0.5, 0.1, allowed=None), outcome(1, 0.05)]).alpha == 1
+
+
+def test_a_tuned_model_that_forgot_nothing_is_looked_below_on_validation_alone(project: Paths) -> None:
     report = run(project, margin=0.99)
-    assert [found.alpha for found in report.outcomes] == [0.0, 1.0]
+    assert [found.alpha for found in report.outcomes] == ALPHAS
+    measured = {found.alpha for found in report.outcomes if found.within_budget is not None}
+    assert measured == {0.0, 1.0, report.alpha}
+    for found in report.outcomes:
+        assert bool(found.suites) == (found.alpha in measured)
     assert not report.rescued
     assert report.model == folder_fingerprint(project.chosen)
 
@@ -80,11 +88,12 @@ def test_bisection_finds_the_largest_alpha_that_leaves_room(
 ) -> None:
     asked = []
 
-    def measure(self: search.Search, point: search.Point) -> reports.AlphaOutcome:
+    def measure(self: search.Search, point: way.Point) -> reports.AlphaOutcome:
         asked.append(point[1])
         return outcome(point[1], point[1], allowed=point[1] <= 0.5)
 
     monkeypatch.setattr(search.Search, "_measure", measure)
+    monkeypatch.setattr(search.Search, "_look", lambda self, point: outcome(point[1], point[1], None))
     report = run(project)
     assert report.alpha == 0.5
     assert report.rescued

@@ -324,6 +324,29 @@ def test_where_the_base_was_kept_the_tuned_model_is_what_is_shown() -> None:
         assert "a17" in text
 
 
+def test_what_was_only_looked_at_is_not_called_measured() -> None:
+    reports = run_reports("pass")
+    assert reports.merge is not None
+    only_gain = {"suites": [], "within_budget": None, "blocked_by": []}
+    outcomes = [
+        item.model_copy(update=only_gain if 0 < item.alpha < 1 and item.alpha != 0.6 else {})
+        for item in reports.merge.outcomes
+    ]
+    outcomes[-1] = outcomes[-1].model_copy(update={"within_budget": True, "blocked_by": [], "gain": 0.021})
+    merge = reports.merge.model_copy(
+        update={"alpha": 0.6, "path": "wise-ft", "rescued": False, "outcomes": outcomes}
+    )
+    summary = summarize(dataclasses.replace(reports, merge=merge), "sentiment")
+    rows = {row.cells[1]: row for row in summary.tried}
+    assert [rows["0.2"].cells[3:], rows["0.2"].level] == [("not measured", "gains no more"), ""]
+    assert rows["0.6"].cells[4] == "chosen"
+    assert "constitution" in rows["0.6"].cells[3]
+    assert summary.choice.endswith("The tuned model alone fits it too, and gains no more (+2.1 points).")
+    gained, lost = (picture.drawing for picture in summary.choice_pictures)
+    assert gained.count("<circle") == 11
+    assert lost.count("<circle") == 2 * 3, "two benchmarks, measured at 0, 0.6 and 1"
+
+
 def test_attempts_and_a_new_ledger_are_said_first() -> None:
     reports = run_reports("pass")
     assert reports.decision is not None

@@ -1,14 +1,8 @@
 """The rescue: search the way between base and tuned model for the most gain that the forgetting budget allows.
 
-| path | the model at α |
-|---|---|
-| `wise-ft` | every weight at (1 - α)·base + α·tuned (Wortsman et al. 2022) |
-| `lines` | a layer at depth d of D has α + (1 - α)·d/D of its change: deep layers keep theirs (Wang et al. 2025, LiNeS) |
-
-Both end in the tuned model at α = 1; `wise-ft` begins at the base. Losses rise with α as good as always, so on each path
-the largest α within the budget is found by bisection, and only where the tuned model itself is over it. An α is within
-the budget when it leaves room for the report half to confirm it: loss + (z_α + z_β)·SE ≤ margin, with the level and
-power of the release rule.
+Which α are tried is said in `tasks/forgetting/way.py`; here they are made and measured. An α is within the budget when it
+leaves room for the report half to confirm it: loss + (z_α + z_β)·SE ≤ margin, with the level and power of the release
+rule.
 
 What is measured at an α is kept (`tasks/forgetting/kept.py`), so that a budget that moves costs no measurement twice.
 """
@@ -32,6 +26,7 @@ from tasks.forgetting.measure import Subject, compare, reference
 from tasks.forgetting.rule import errors_to_margin
 from tasks.forgetting.slices import flip_slices
 from tasks.forgetting.suites import Suite, read_suites
+from tasks.forgetting.way import BASE, LOOKS, TUNED, Point, walk
 from tasks.paths import Paths
 from tasks.recipe import Decide, Evaluate, Merge
 from tasks.recipe import Suite as Margin
@@ -40,15 +35,6 @@ from tasks.training.layers import depths
 log = logging.getLogger(__name__)
 
 FLIPS = 10
-Point = tuple[str, float]
-"""A path and an α on it."""
-BASE, TUNED = ("wise-ft", 0.0), ("wise-ft", 1.0)
-
-
-def choose(outcomes: list[reports.AlphaOutcome]) -> reports.AlphaOutcome:
-    """Return the outcome with the greatest gain within the budget; of equals, the one nearest to the base."""
-    allowed = [outcome for outcome in outcomes if outcome.within_budget]
-    return max(allowed, key=lambda outcome: (outcome.gain, -outcome.alpha))
 
 
 @dataclass(frozen=True)
@@ -74,26 +60,9 @@ class Search:
     _mixed: dict[Point, Model] = field(default_factory=dict)
     """The mixture measured last, which often is the one that is kept."""
 
-    def outcomes(self) -> list[reports.AlphaOutcome]:
-        """Measure the ends, and between them what bisection needs; by path, in the order of α."""
-        found = {point: self._measure(point) for point in (BASE, TUNED)}
-        if not found[TUNED].within_budget:
-            for path in self.section.paths:
-                self._bisect(path, found)
-        return [found[point] for point in sorted(found, key=lambda point: (point[1] == 1, *point))]
-
-    def _bisect(self, path: str, found: dict[Point, reports.AlphaOutcome]) -> None:
-        alphas = self.section.alphas
-        low, high = 0, len(alphas) - 1
-        if path != "wise-ft":  # at 0 it is not the base
-            found[(path, 0.0)] = self._measure((path, 0.0))
-            if not found[(path, 0.0)].within_budget:
-                return
-        while high - low > 1:
-            middle = (low + high) // 2
-            point = (path, alphas[middle])
-            found[point] = self._measure(point)
-            low, high = (middle, high) if found[point].within_budget else (low, middle)
+    def outcomes(self, looks: int = LOOKS) -> list[reports.AlphaOutcome]:
+        """Try what the search needs, the two ends and points between them; by path, in the order of α."""
+        return walk(self.section, self._measure, self._look, looks)
 
     def model(self, path: str, alpha: float) -> Model:
         """Return the model at a point, settled on the training rows."""
@@ -166,33 +135,39 @@ class Search:
             yield drift("chosen", self.ends.start, chosen, task, original)
 
     def _measure(self, point: Point) -> reports.AlphaOutcome:
+        """Ask validation and the benchmarks."""
         path, alpha = point
-        model = self.model(path, alpha)
-        score = (
-            self._start_measured if point == BASE else kept_measure(model, self.tables["validation"])
-        ).score
-        subject = self._subject(point, model)
+        gained, subject = self._look(point), self._subject(point, self.model(path, alpha))
         # What informs does not steer: it is measured where people look, at the two ends.
         suites = [suite for suite in self._suites if point in (BASE, TUNED) or self.budget[suite.name].margin]
         outcomes = [compare(suite, self._reference, subject) for suite in suites]
         blocked = [outcome.name for outcome in outcomes if point != BASE and not self._leaves_room(outcome)]
         log.info(
-            "%s α = %g: validation %s %.4f; %s%s",
+            "%s α = %g: %s%s",
             path,
             alpha,
-            self.metric,
-            score,
             ", ".join(f"{outcome.name} {outcome.base:.4f} → {outcome.candidate:.4f}" for outcome in outcomes),
             f"; over the budget: {', '.join(blocked)}" if blocked else "",
         )
+        return gained.model_copy(
+            update={"suites": outcomes, "within_budget": not blocked, "blocked_by": blocked}
+        )
+
+    def _look(self, point: Point) -> reports.AlphaOutcome:
+        """Ask validation alone."""
+        path, alpha = point
+        score = start = self._start_measured.score
+        if point != BASE:
+            score = kept_measure(self.model(path, alpha), self.tables["validation"]).score
+        log.info("%s α = %g: validation %s %.4f", path, alpha, self.metric, score)
         return reports.AlphaOutcome(
             path=path,
             alpha=alpha,
             validation_score=score,
-            gain=score - self._start_measured.score,
-            suites=outcomes,
-            within_budget=not blocked,
-            blocked_by=blocked,
+            gain=score - start,
+            suites=[],
+            within_budget=None,
+            blocked_by=[],
         )
 
     def _leaves_room(self, outcome: reports.SuiteOutcome) -> bool:

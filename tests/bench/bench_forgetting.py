@@ -33,8 +33,9 @@ from tasks.__main__ import run_stage
 from tasks.families import family
 from tasks.families.interface import Model
 from tasks.forgetting.measure import Subject, compare, reference
-from tasks.forgetting.search import Ends, Search, choose
+from tasks.forgetting.search import Ends, Search
 from tasks.forgetting.suites import read_suites
+from tasks.forgetting.way import choose
 from tasks.paths import Paths
 from tasks.recipe import REPLAY, SPLITS, Finetune, load_recipe, recipe_path
 from tasks.sources import base_folder, fetch_raw
