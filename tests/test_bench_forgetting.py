@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
@@ -17,6 +19,7 @@ from tests.bench.forgetting_figures import (
     Result,
     coverage,
     figures,
+    look_figures,
     read_result,
     search_figures,
     spots_of,
@@ -139,3 +142,28 @@ def test_the_front_names_every_method_and_marks_ours() -> None:
     for circle in picture.iter(f"{space}circle"):
         assert 0 < float(circle.get("cx", 0)) < width
         assert 0 < float(circle.get("cy", 0)) < height
+
+
+def test_what_a_look_below_changed_is_told_of_the_trainings_that_had_one() -> None:
+    before = result("full", 1, found(0.1, 8.0), found(0.05, 0.9, alpha=0.6))
+    moved = dataclasses.replace(
+        before, within=found(0.06, 0.4, alpha=0.4), largest=found(0.05, 0.9, alpha=0.6)
+    )
+    stayed = dataclasses.replace(before, largest=before.within)
+    made = {made.figure: made for made in look_figures("case", [before, moved, stayed])}
+    assert made["case: trainings whose search looked below the largest α"].value == 2
+    assert made["case: trainings whose search looked below the largest α"].unit == "of 3"
+    assert made["case: of these, took a smaller one"].value == 1
+    assert made["case: change in gain by a smaller α, mean"].value == pytest.approx(0.01)
+    assert made["case: change in worst loss / margin by a smaller α, mean"].value == pytest.approx(-0.5)
+
+
+def test_without_a_look_below_nothing_is_told_of_one() -> None:
+    made = list(look_figures("case", [result("full", 1, found(0.1, 8.0), found(0.05, 0.9))]))
+    assert [(figure.value, figure.unit) for figure in made] == [(0, "of 1")]
+
+
+def test_what_a_training_kept_is_read_back() -> None:
+    kept = result("full", 1, found(0.1, 8.0), found(0.05, 0.9, alpha=0.6))
+    for written in (kept, dataclasses.replace(kept, largest=found(0.04, 0.5, alpha=0.7))):
+        assert read_result(json.dumps(dataclasses.asdict(written))) == written

@@ -144,11 +144,20 @@ def one_training(arena: Arena, method: Method, seed: int) -> Result:
         outcomes = search.outcomes()
         chosen, whole = choose(outcomes), reports.tuned_outcome(outcomes)
         searched = time.process_time() - started
-        tuned = arena.report(whole, ends.start, ends.tuned)
-        within = tuned
-        if chosen is not whole:
-            within = arena.report(chosen, ends.start, search.model(chosen.path, chosen.alpha))
-        return Result(arena.case.key, method.name, seed, round(seconds, 1), round(searched, 1), tuned, within)
+
+        def found(outcome: reports.AlphaOutcome) -> Found:
+            return arena.report(outcome, ends.start, search.model(outcome.path, outcome.alpha))
+
+        tuned = found(whole)
+        within = tuned if chosen is whole else found(chosen)
+        plain = choose(search.outcomes(looks=0))  # all of it has been measured
+        largest = next((made for made in (tuned, within) if _at(made) == _at(plain)), None) or found(plain)
+        times = round(seconds, 1), round(searched, 1)
+        return Result(arena.case.key, method.name, seed, *times, tuned, within, largest)
+
+
+def _at(made: Found | reports.AlphaOutcome) -> tuple[str, float]:
+    return made.path, made.alpha
 
 
 def prepared(case: Case, folder: Path) -> Arena:

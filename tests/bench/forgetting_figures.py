@@ -50,6 +50,9 @@ class Result:
     tuned: Found
     within: Found
     """The mixture with the base that gained most within the budget on the selection halves."""
+    largest: Found | None = None
+    """That of a search which looks at nothing below the largest α within the budget. null: of a training from before
+    `merge` looked below, whose `within` is that one."""
 
 
 def kept_file(case: Case) -> Path:
@@ -69,7 +72,8 @@ def kept_results(case: Case) -> list[Result]:
 def read_result(line: str) -> Result:
     """Read one line of a case's file."""
     said = json.loads(line)
-    return Result(**said | {name: Found(**said[name]) for name in ("tuned", "within")})
+    models = {name: Found(**said[name]) for name in ("tuned", "within", "largest") if said.get(name)}
+    return Result(**said | models)
 
 
 def publish_results(seeds: int) -> None:
@@ -84,6 +88,7 @@ def publish_results(seeds: int) -> None:
         ours, free, *alone = spots_of(results)
         made += figures(case.recipe, [ours, free, *alone])
         made += search_figures(case.recipe, results)
+        made += look_figures(case.recipe, results)
         picture = ROOT / "docs" / "images" / f"front-{case.recipe}.svg"
         write_text(picture, draw_front([ours, *alone], case.title, case.gain))
         print(f"drawn in {picture.relative_to(ROOT)}")
@@ -178,3 +183,20 @@ def search_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
     search = sum(result.search_seconds for result in results)
     n = len({result.seed for result in results})
     yield Figure(f"{recipe}: CPU time of the searches / of the trainings", search / training, "ratio", n, n)
+
+
+def look_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
+    """Yield what a look below the largest α changes, over the trainings that were searched so."""
+    pairs = [(result.within, result.largest) for result in results if result.largest]
+    label = f"{recipe}: trainings whose search looked below the largest α"
+    yield Figure(label, len(pairs), f"of {len(results)}", len(results))
+    moved = [(within, largest) for within, largest in pairs if within.alpha < largest.alpha]
+    if not pairs:
+        return
+    yield Figure(f"{recipe}: of these, took a smaller one", len(moved), f"of {len(pairs)}", len(pairs))
+    for name, unit in (("gain", "score"), ("share", "margins")):
+        changes = [getattr(within, name) - getattr(largest, name) for within, largest in moved]
+        if changes:
+            what = "change in gain" if name == "gain" else "change in worst loss / margin"
+            mean, ends = sum(changes) / len(changes), (min(changes), max(changes))
+            yield Figure(f"{recipe}: {what} by a smaller α, mean", mean, unit, len(changes), 1, ends)
