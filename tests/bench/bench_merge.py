@@ -173,6 +173,10 @@ def _timed(paths: Paths) -> Iterator[Figure]:
         return
     demo = _Demo(paths)
     training = demo.training_seconds()
+    ends = demo.search_seconds(BUDGETS[LOOKS_BELOW], looks=0)
+    yield Figure(
+        f"{RECIPE}: the evaluation of base and tuned model / the training", ends / training, "share", 1
+    )
     for budget, margin in BUDGETS.items():
         first, again = demo.search_seconds(margin), demo.search_seconds(margin)
         label = f"{RECIPE}, {budget}"
@@ -215,14 +219,14 @@ class _Demo:
             train_model(model, section, rows, validation, Path(scratch))
         return (time.process_time() - started) / share * self.recipe.finetune.epochs
 
-    def search_seconds(self, margin: float) -> float:
+    def search_seconds(self, margin: float, looks: int = LOOKS) -> float:
         """Search under a budget of this margin for every gating benchmark."""
         budget = self.recipe.budget.items()
         given = {name: Suite(margin=margin) if suite.margin else suite for name, suite in budget}
         merge, evaluate, rule = self.recipe.merge, self.recipe.evaluate, self.recipe.decide
         started = time.process_time()
         search = Search(merge, evaluate, given, rule, self.paths, self.base, self.ends, self.tables)
-        chosen = choose(search.outcomes())
+        chosen = choose(search.outcomes(looks))
         search.model(chosen.path, chosen.alpha)
         return time.process_time() - started
 
