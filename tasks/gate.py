@@ -9,6 +9,7 @@ them: better now than after the training. Alone: `python -m tasks gate <recipe>`
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -134,15 +135,19 @@ def _uncontaminated(name: str, measures: dict[str, Measure]) -> GateItem:
 
 def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
     """Say whether the report half of a benchmark is large enough to ever show that its margin is kept."""
-    groups = read_suite(paths.report_half / name).examples["group"]
+    suite = read_suite(paths.report_half / name)
+    groups = suite.examples["group"]
     independent = int(equal_groups(groups.value_counts()))
-    fewest = fewest_examples(margin, rule.confidence)
+    fewest_at = functools.partial(
+        fewest_examples, confidence=rule.confidence, ranked=suite.info.metric == "spearman"
+    )
+    fewest = fewest_at(margin)
     level: Level = "pass" if independent >= fewest else "refuse"
     widened = math.ceil(smallest_margin(independent, rule.confidence) * 1000) / 1000
-    remedy = (
-        f"Give benchmark {name} more examples, widen budget.{name}.margin to "
-        f"{widened:g} or more, or mark it `informative: true`."
+    widen = (
+        f"widen budget.{name}.margin to {widened:g} or more, " if fewest_at(widened) <= independent else ""
     )
+    remedy = f"Give benchmark {name} more examples, {widen}or mark it `informative: true`."
     return GateItem(
         name=f"report_examples_{name}",
         value=len(groups),

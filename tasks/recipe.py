@@ -816,13 +816,17 @@ def _budget_problems(recipe: Recipe) -> list[str]:
         )  # scipy: only where there is a size
 
         parts = 3 if isinstance(benchmark, FeatureBenchmark) else 2
-        fewest, report = fewest_examples(suite.margin, recipe.decide.confidence), most // parts
+        ranked = isinstance(benchmark, SimilarityBenchmark)
+        fewest = fewest_examples(suite.margin, recipe.decide.confidence, ranked=ranked)
+        report = most // parts
         if report < fewest:
             carried = math.ceil(smallest_margin(max(report, 1), recipe.decide.confidence) * 1000) / 1000
+            helps = fewest_examples(carried, recipe.decide.confidence, ranked=ranked) <= report
+            wider = f"a margin of {carried:g} or more, " if helps else ""
             problems.append(
                 f"budget.{name}.margin: {most} examples leave about {report} for the report, and that a margin of "
-                f"{suite.margin:g} was kept can be shown from {fewest} on: take about {fewest * parts} examples, a "
-                f"margin of {carried:g} or more, or `informative: true`"
+                f"{suite.margin:g} was kept can be shown from {fewest} on: take about {fewest * parts} examples, "
+                f"{wider}or `informative: true`"
             )
     return problems
 

@@ -190,10 +190,10 @@ def test_a_target_that_the_schema_does_not_name_is_no_part_of_what_was_cleared(p
     assert "extra.parquet" in caught.value.problems[0]
 
 
-def benchmark(paths: Paths, examples: int, groups: int) -> None:
+def benchmark(paths: Paths, examples: int, groups: int, metric: str = "mrr") -> None:
     """Write the report half of a benchmark."""
     folder = paths.report_half / "laws"
-    info = BenchmarkInfo(name="laws", kind="retrieval", metric="mrr", examples=examples, fingerprint="f")
+    info = BenchmarkInfo(name="laws", kind="retrieval", metric=metric, examples=examples, fingerprint="f")
     write_report(folder / "benchmark.json", info)
     names = [f"q{row}" for row in range(examples)]
     group = [f"g{row % groups}" for row in range(examples)]
@@ -231,6 +231,17 @@ def test_the_margin_that_the_advice_names_is_one_that_passes(paths: Paths) -> No
         gate(bounds(copies=COPIES), {"laws": Suite(margin=0.03)}, RULE, paths=paths)
     margin = float(caught.value.problems[0].split("margin to ")[1].split()[0])
     gate(bounds(copies=COPIES), {"laws": Suite(margin=margin)}, RULE, paths=paths)
+
+
+def test_a_rank_correlation_of_few_pairs_is_refused_at_any_margin(paths: Paths) -> None:
+    measured(paths, copies=0.0, contaminated_laws_share=0.0)
+    benchmark(paths, 80, 80, "spearman")
+    with pytest.raises(Refused) as caught:
+        gate(bounds(copies=COPIES), {"laws": Suite(margin=0.2)}, RULE, paths=paths)
+    assert "can be shown from 100 on" in caught.value.problems[0]
+    assert "more examples, or mark it `informative: true`" in caught.value.problems[0]
+    benchmark(paths, 100, 100, "spearman")
+    gate(bounds(copies=COPIES), {"laws": Suite(margin=0.2)}, RULE, paths=paths)
 
 
 def test_a_benchmark_that_was_taught_measures_no_forgetting(paths: Paths) -> None:

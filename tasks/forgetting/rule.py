@@ -37,6 +37,8 @@ CALIBRATION = 0.8
 """Share of α that the approximate tests are held to: their false PASS is up to a fifth above it (`make bench-rule`)."""
 FEW = 8
 """What the skewness correction costs on few groups: the t test is held to so much less, (1 - FEW / groups)·α."""
+FEWEST_RANKED = 100
+"""Pairs below which a rank correlation passes too often what lost its margin, whatever the margin (`make bench-rule`)."""
 MOST_EXAMPLES = 1_000_000
 """A set that would have to be larger settles nothing."""
 
@@ -253,11 +255,14 @@ def _z(confidence: float) -> float:
     return float(stats.norm.isf((1 - confidence) * CALIBRATION))
 
 
-def fewest_examples(margin: float, confidence: float) -> int:
-    """Return the number of independent examples below which the rule cannot pass a model that lost nothing."""
+def fewest_examples(margin: float, confidence: float, *, ranked: bool = False) -> int:
+    """Return the number of independent examples below which the rule cannot pass a model that lost nothing.
+
+    `ranked`: the metric is a rank correlation, whose test does not hold its level on few pairs.
+    """
     unseen = math.ceil(math.log(1 - confidence) / math.log(1 - margin))
     z = _z(confidence)
-    return max(unseen, math.ceil(z**2 * (1 - margin) / margin))
+    return max(unseen, math.ceil(z**2 * (1 - margin) / margin), FEWEST_RANKED if ranked else 0)
 
 
 def smallest_margin(examples: int, confidence: float) -> float:

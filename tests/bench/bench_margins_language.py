@@ -32,11 +32,11 @@ from tests.bench.bench_margins import carried
 from tests.bench.figures import ROOT, Figure, publish
 
 RECIPE = "support-chat"
-EXAMPLES = 100
+EXAMPLES = 400
 """Of each benchmark; half of them are the report half."""
-ROWS = 34
+ROWS = 120
 """Dialogues that are learned from."""
-RATES = {"one epoch at 1e-4": 1e-4}
+RATES = {"one epoch at 1e-4": 1e-4, "one epoch at 3e-4": 3e-4}
 
 
 @dataclass(frozen=True)
