@@ -1,7 +1,8 @@
 """Other programs for the same task, run in an environment of their own: what `make bench-check` compares with.
 
-Reads one JSON request a line, `{"rival", "arguments"}`, and answers each with one line of JSON: the seconds that the
-work took, without imports and reading, and its answer. Nothing of this project is imported here.
+Reads one JSON request a line, `{"rival", "arguments"}`, and answers each with one line of JSON: the seconds and the
+processor's seconds that the work took, without imports and reading, and its answer. Nothing of this project is imported
+here.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import Any
 import numpy as np
 
 
-def alibi_mmd(file: str, permutations: int) -> Callable[[], dict[str, Any]]:
-    """Prepare alibi-detect's kernel two-sample test of two samples in an .npz file; it has no linear-time form."""
+def alibi_mmd(file: str, level: float) -> Callable[[], dict[str, Any]]:
+    """Prepare alibi-detect's kernel two-sample test of two samples in an .npz file, by the fewest permutations.
+
+    It has no linear-time form. Fewer permutations than 1 / `level` could not reject.
+    """
     import torch
     from alibi_detect.cd import MMDDrift
 
@@ -30,8 +34,23 @@ def alibi_mmd(file: str, permutations: int) -> Callable[[], dict[str, Any]]:
     )  # its imports
 
     def test() -> dict[str, Any]:
-        detector = MMDDrift(first, backend="pytorch", n_permutations=permutations, device="cpu")
-        return {"p_value": float(detector.predict(second)["data"]["p_val"])}
+        detector = MMDDrift(first, backend="pytorch", n_permutations=round(1 / level), device="cpu")
+        return {"rejects": bool(detector.predict(second)["data"]["p_val"] <= level)}
+
+    return test
+
+
+def evidently_mmd(file: str, level: float) -> Callable[[], dict[str, Any]]:
+    """Prepare Evidently's kernel test of two samples in an .npz file, against the quantile of its 100 bootstraps."""
+    import pandas as pd
+    from evidently.legacy.metrics.data_drift.embedding_drift_methods import mmd
+
+    samples = np.load(file)
+    first, second = pd.DataFrame(samples["first"]), pd.DataFrame(samples["second"])
+    mmd(bootstrap=True)(second[:50], first[:50])  # its imports
+
+    def test() -> dict[str, Any]:
+        return {"rejects": bool(mmd(bootstrap=True, quantile_probability=1 - level)(second, first)[1])}
 
     return test
 
@@ -56,6 +75,7 @@ def datasketch_pairs(file: str, permutations: int, bands: int, rows: int) -> Cal
 
 RIVALS: dict[str, Callable[..., Callable[[], dict[str, Any]]]] = {
     "alibi_mmd": alibi_mmd,
+    "evidently_mmd": evidently_mmd,
     "datasketch_pairs": datasketch_pairs,
 }
 
@@ -68,9 +88,10 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         work = RIVALS[request["rival"]](**request["arguments"])
-        started = time.perf_counter()
+        started, before = time.perf_counter(), time.process_time()
         answer = work()
-        print(json.dumps({"seconds": time.perf_counter() - started, **answer}), file=answers, flush=True)
+        taken = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - before}
+        print(json.dumps({**taken, **answer}), file=answers, flush=True)
 
 
 if __name__ == "__main__":
