@@ -66,8 +66,36 @@ def test_few_rows_of_the_target_and_few_groups_widen_the_interval(home: harm.Hom
         low, high = harm.expected_accuracy(home, vectors, [str(row % groups) for row in range(rows)]).interval
         return high - low
 
-    assert width(30, 30) > 1.5 * width(600, 600)
+    assert width(30, 30) > 1.35 * width(600, 600), "most of both is what differs from shift to shift"
+    assert width(600, 6) > 1.35 * width(600, 600), "home has no groups, so rows of one may be all alike"
     assert width(600, 600) > 2 * harm.Z * harm.BETWEEN_SHIFTS, "however many rows, shifts differ"
+
+
+def test_groups_widen_the_interval_as_much_as_rows_of_one_are_alike_at_home() -> None:
+    groups = [str(row // 10) for row in range(600)]
+    vectors, label = drawn(600, 1)
+    repeated, once = np.repeat(vectors[:60], 10, axis=0), np.repeat(label[:60], 10)
+
+    def width(vectors: np.ndarray, label: np.ndarray) -> float:
+        outcome = labels.probe(vectors, label, groups, 7)
+        assert outcome is not None
+        low, high = harm.expected_accuracy(
+            harm.study(vectors, outcome, label, groups, 7), drawn(600, 11)[0], groups
+        ).interval
+        return high - low
+
+    assert width(repeated, once) > 1.5 * width(vectors, label)
+
+
+def test_where_nothing_shifted_neither_transport_nor_disagreement_takes_anything_off() -> None:
+    chance = np.random.default_rng(5)
+    centres = 0.8 * chance.standard_normal((20, DIM))
+    label = chance.integers(0, 20, 1200)
+    vectors = centres[label] + chance.standard_normal((1200, DIM))
+    found = harm.expected_accuracy(studied(vectors[:600], label[:600]), vectors[600:], names(600))
+    assert found.transport == pytest.approx(0, abs=0.03)
+    assert found.disagreement == pytest.approx(0, abs=0.03)
+    assert found.accuracy == pytest.approx(found.at_home, abs=0.03)
 
 
 def test_confidence_is_calibrated_and_estimates_repeat(home: harm.Home) -> None:

@@ -69,9 +69,9 @@ def expected_accuracy(train: Sample, target: Sample, home: harm.Home | None) -> 
         confidence=0.9,
         backed_by=0,
         meaning=f"Accuracy to expect on {target.name} from a probe on the base model ({found.at_home:.2f} at "
-        f"home), estimated without labels: {found.transport:.2f} less by how unlike home its probabilities are, "
+        f"home), estimated without labels: {found.transport:.2f} less by how unlike home's labels its probabilities are, "
         f"{found.region_loss:.2f} less on parts of the training rows that are held out, {found.disagreement:.2f} less by "
-        "how seldom two probes agree there; the weights come of real pairs. What it cannot see is a text "
+        "how much seldomer two probes agree there; the weights come of real pairs. What it cannot see is a text "
         "that means something else there: it warns, and refuses nothing.",
         remedy=remedy,
         worst=[f"{row_name(target.rows, row)}: {extract(target.rows, row)}" for row in unsure],

@@ -2,8 +2,9 @@
 
 A probe is fitted on each pair's home sample and scored on its target, with labels; each method estimates that score
 without them. The method and its constants were chosen on some families of pairs (`shifts.CHOOSING`) and are tried on
-the others; figures are given for both. `--kept FILE` takes up results that an earlier call wrote there; `--seeds 0` adds
-none.
+the others; figures are given for both. Of the choosing families each is also left out in turn, of fitting the weights
+and of choosing the form (`left_out.py`). `--kept FILE` takes up results that an earlier call wrote there; `--seeds 0`
+adds none.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from scipy.stats import spearmanr
 from tasks.measures import harm, labels
 from tasks.measures.rectified import rectified_accuracy
 from tests.bench.figures import Figure, publish
+from tests.bench.left_out import OUR_FORM, chosen_without, with_regions
+from tests.bench.left_out import Evidence as Parts
 from tests.bench.rival_harm import METHODS, Evidence
 from tests.bench.shifts import ALIKE_FAMILY, CHOOSING, HELD_OUT, Domains, Drawn, Shift, domains
 
@@ -154,6 +157,7 @@ def figures(results: Sequence[Result]) -> Iterator[Figure]:
     for scope, some in scopes.items():
         if some:
             yield from _summary(scope, some)
+    yield from _left_out([result for result in results if _origin(result) in CHOOSING])
     for name in dict.fromkeys(result.name for result in results):
         mine = [result for result in results if result.name == name]
         lost = [result.at_home - result.actual for result in mine]
@@ -205,6 +209,43 @@ def _summary(scope: str, results: Sequence[Result]) -> Iterator[Figure]:
     yield Figure(f"{label}: mean absolute error", error, "accuracy", len(names), seeds)
     yield Figure(f"{label}: 90 % intervals that cover", float(covered), "share", len(results), seeds, None,
                  "0.85 to 0.95", bool(0.85 <= covered <= 0.95))  # fmt: skip
+
+
+def _origin(result: Result) -> str:
+    """Return the family that a result's rows come from, where nothing shifted too."""
+    return result.name.partition(":")[0]
+
+
+def _left_out(results: Sequence[Result]) -> Iterator[Figure]:
+    """Give each choosing family's error by weights, and by a form, that the others chose; no shift chooses as well."""
+    parts = _parts(results)
+    everything = np.ones(len(results), dtype=bool)
+    crossed, nested = parts.crossed(OUR_FORM, everything), np.full(len(results), np.nan)
+    for family, form, lost in chosen_without(parts):
+        nested[parts.families == family] = lost
+        weights = parts.weights(OUR_FORM, parts.families != family)
+        print(f"{family}: the others choose {' + '.join(form)}; our weights {np.round(weights, 2).tolist()}")
+    shifted = np.array([result.family != ALIKE_FAMILY for result in results])
+    for said, how in ((crossed, "our weights"), (nested, "form and weights")):
+        for scope in ("all", *dict.fromkeys(parts.families.tolist())):
+            mine = shifted & ((parts.families == scope) | (scope == "all"))
+            some = [result for result, use in zip(results, mine, strict=True) if use]
+            label = f"{how} chosen without the family, {scope}"
+            pairs, seeds = len({result.name for result in some}), len({result.seed for result in some})
+            error = float(np.abs(said - parts.lost)[mine].mean())
+            yield Figure(f"{label}: mean absolute error", error, "accuracy", pairs, seeds)
+            order = _rank_correlation(some, said[mine], parts.lost[mine])
+            yield Figure(f"{label}: rank correlation", order, "", pairs, seeds)
+
+
+def _parts(results: Sequence[Result]) -> Parts:
+    at_home = np.array([result.at_home for result in results])
+    methods = {name: at_home - [result.expected[name] for result in results] for name in list(METHODS)[1:]}
+    disagreement = [result.disagreement for result in results]
+    methods |= {"transport": np.array([result.transport for result in results])}
+    parts = with_regions(methods, disagreement, [result.region_loss for result in results])
+    families = np.array([_origin(result) for result in results])
+    return Parts(families, at_home - [result.actual for result in results], parts)
 
 
 def _rank_correlation(results: Sequence[Result], said: np.ndarray, lost: np.ndarray) -> float:

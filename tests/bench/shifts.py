@@ -1,6 +1,6 @@
 """Pairs of real samples, home and target, with labels on both: what the estimate of harm is tried on.
 
-Five families chose the method, and one (clauses) was looked at once it was chosen; some pairs have no shift at all.
+Six families chose the method, and two (tasks, steps) were looked at once it was chosen; some pairs have no shift at all.
 `RETAIN_TEST_DATA` names the folder of all but the first; the image encoder is that of `make vision-bases`. Embeddings
 are kept in the store by content, so a second run embeds nothing.
 """
@@ -32,8 +32,8 @@ POOL_ROWS = 1_000
 """Rows of one domain that are embedded; each seed draws its samples from them."""
 HOME_ROWS, TARGET_ROWS, FEWEST_A_LABEL = 600, 600, 5
 IMAGE_BASE = ROOT / "data" / "bases" / "cifar10-resnet"
-CHOOSING = ("sentiment", "intents", "photographs", "dialogues", "x-rays")
-HELD_OUT = ("clauses",)
+CHOOSING = ("sentiment", "intents", "photographs", "dialogues", "x-rays", "clauses")
+HELD_OUT = ("tasks", "steps")
 ALIKE_FAMILY = "alike"
 ALIKE = {
     "sentiment": ("amazon", "tweets"),
@@ -42,6 +42,8 @@ ALIKE = {
     "dialogues": ("bank", "hotel", "easy users"),
     "x-rays": ("train",),
     "clauses": ("trade",),
+    "tasks": ("hotel",),
+    "steps": ("money",),
 }
 """Pools that are home and target at once, in other groups: where nothing shifted, nothing may be promised less."""
 
@@ -137,6 +139,8 @@ def domains(wanted: Sequence[str] = (*CHOOSING, *HELD_OUT)) -> Domains:
         "photographs": ("cifar10_small", _photographs),
         "clauses": ("cuad_clauses", _clauses),
         "dialogues": ("star_support_dialogues", _dialogues),
+        "tasks": ("star_support_dialogues", _tasks),
+        "steps": ("bench_gsm8k", _steps),
         "x-rays": ("pneumoniamnist", _x_rays),
     }
     for family, (place, read) in families.items():
@@ -265,6 +269,37 @@ def _dialogues(folder: Path) -> tuple[dict[str, Pool], list[tuple[str, str]]]:
     pairs = [(ring[place], ring[(place + step) % 4]) for place in range(4) for step in (1, 2)]
     pairs += [("easy users", "difficult users"), ("difficult users", "easy users")]
     return pools, [*pairs, ("first turns", "later turns"), ("later turns", "first turns")]
+
+
+ARRANGED = r"_(book|schedule|plan)$"
+
+
+def _tasks(folder: Path) -> tuple[dict[str, Pool], list[tuple[str, str]]]:
+    """Whether a user wants something arranged (a booking, an appointment, a party) or not, from domain to domain."""
+    turns: dict[str, list[tuple[Any, str, str]]] = {}
+    for row in _lines(folder, "train", "test"):
+        label = "arrange" if re.search(ARRANGED, row["task"]) else "other"
+        said = [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
+        turns.setdefault(row["domain"], []).extend((text, label, str(row["id"])) for text in said)
+    ring = ["hotel", "doctor", "party", "plane"]
+    pairs = [(ring[place], ring[(place + step) % 4]) for place in range(4) for step in (1, 2)]
+    return {name: Pool.of(turns[name]) for name in ring}, pairs
+
+
+STEPS = (("money", r"\$|dollar|cents?\b"), ("time", r"hour|minute|day|week|month|year"))
+
+
+def _steps(folder: Path) -> tuple[dict[str, Pool], list[tuple[str, str]]]:
+    """Whether a problem of arithmetic takes at most two or at least four steps: of money, of time, of other things."""
+    pools: dict[str, list[tuple[Any, str, str]]] = {}
+    for row in _lines(folder, "train", "test"):
+        steps, text = row["answer"].count("<<"), row["question"]
+        name = next((name for name, words in STEPS if re.search(words, text, re.I)), "things")
+        if steps and steps != 3:
+            pools.setdefault(name, []).append((text, "few" if steps < 3 else "many", text))
+    names = list(pools)
+    pairs = [(home, target) for home in names for target in names if home != target]
+    return {name: Pool.of(rows) for name, rows in pools.items()}, pairs
 
 
 def _lines(folder: Path, *splits: str) -> list[dict[str, Any]]:
