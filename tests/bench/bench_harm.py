@@ -76,7 +76,7 @@ def _results(
     if not seeds:
         return
     found = domains(families)
-    studied: dict[tuple[str, int], harm.Home] = {}
+    studied: dict[tuple[str, int, int], harm.Home] = {}
     for shift in found.shifts:
         for seed in range(seeds):
             if (shift.name, seed) in have:
@@ -97,10 +97,12 @@ def _told(result: Result) -> str:
     )
 
 
-def _measured(found: Domains, shift: Shift, seed: int, studied: dict[tuple[str, int], harm.Home]) -> Result:
+def _measured(
+    found: Domains, shift: Shift, seed: int, studied: dict[tuple[str, int, int], harm.Home]
+) -> Result:
     home, target = found.draw(shift, seed)
     names = np.unique(home.labels)
-    key = shift.home, seed
+    key = shift.home, len(home.labels), seed
     if key not in studied:
         studied[key] = _study(home, seed)
     known = studied[key]
