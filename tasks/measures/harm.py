@@ -27,7 +27,7 @@ from tasks.measures.rectified import Z, variance_of_mean
 
 TEMPERATURES = np.geomspace(0.2, 20, 60)
 DISAGREEMENT_WEIGHT = 0.45
-BETWEEN_SHIFTS = 0.05
+BETWEEN_SHIFTS = 0.06
 """Standard deviation of what the estimate misses from one shift to another, sampling apart."""
 DIVISIONS = 2
 """Times that the training rows are divided into thirds."""

@@ -159,7 +159,8 @@ def figures(results: Sequence[Result]) -> Iterator[Figure]:
     for scope, some in scopes.items():
         if some:
             yield from _summary(scope, some)
-    yield from _left_out([result for result in results if _origin(result) in CHOOSING])
+    if chose := [result for result in results if _origin(result) in CHOOSING]:
+        yield from _left_out(chose)
     for name in dict.fromkeys(result.name for result in results):
         mine = [result for result in results if result.name == name]
         lost = [result.at_home - result.actual for result in mine]

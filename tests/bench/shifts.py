@@ -1,6 +1,6 @@
 """Pairs of real samples, home and target, with labels on both: what the estimate of harm is tried on.
 
-Six families chose the method, and two (tasks, steps) were looked at once it was chosen; some pairs have no shift at all.
+Six families chose the method, and others were looked at once it was chosen; some pairs have no shift at all.
 `RETAIN_TEST_DATA` names the folder of all but the first; the image encoder is that of `make vision-bases`. Embeddings
 are kept in the store by content, so a second run embeds nothing.
 """
@@ -33,7 +33,7 @@ POOL_ROWS = 1_000
 HOME_ROWS, TARGET_ROWS, FEWEST_A_LABEL = 600, 600, 5
 IMAGE_BASE = ROOT / "data" / "bases" / "cifar10-resnet"
 CHOOSING = ("sentiment", "intents", "photographs", "dialogues", "x-rays", "clauses")
-HELD_OUT = ("tasks", "steps")
+HELD_OUT = ("tasks", "steps", "passages", "contracts")
 ALIKE_FAMILY = "alike"
 ALIKE = {
     "sentiment": ("amazon", "tweets"),
@@ -44,6 +44,8 @@ ALIKE = {
     "clauses": ("trade",),
     "tasks": ("hotel",),
     "steps": ("money",),
+    "passages": ("told",),
+    "contracts": ("first clauses",),
 }
 """Pools that are home and target at once, in other groups: where nothing shifted, nothing may be promised less."""
 
@@ -141,6 +143,8 @@ def domains(wanted: Sequence[str] = (*CHOOSING, *HELD_OUT)) -> Domains:
         "dialogues": ("star_support_dialogues", _dialogues),
         "tasks": ("star_support_dialogues", _tasks),
         "steps": ("bench_gsm8k", _steps),
+        "passages": ("bench_lambada_openai", _passages),
+        "contracts": ("cuad_clauses", _contracts),
         "x-rays": ("pneumoniamnist", _x_rays),
     }
     for family, (place, read) in families.items():
@@ -299,6 +303,29 @@ def _steps(folder: Path) -> tuple[dict[str, Pool], list[tuple[str, str]]]:
             pools.setdefault(name, []).append((text, "few" if steps < 3 else "many", text))
     names = list(pools)
     pairs = [(home, target) for home in names for target in names if home != target]
+    return {name: Pool.of(rows) for name, rows in pools.items()}, pairs
+
+
+def _passages(folder: Path) -> tuple[dict[str, Pool], list[tuple[str, str]]]:
+    """Whether the word that a passage of a novel breaks off before is a name: where people speak, where all is told."""
+    pools: dict[str, list[tuple[Any, str, str]]] = {"told": [], "spoken": []}
+    for row in _lines(folder, "test"):
+        label = "name" if row["continuation"].strip()[0].isupper() else "word"
+        name = "spoken" if re.search(r"[\"“”]|''|``", row["context"]) else "told"
+        pools[name].append((row["context"], label, str(row["id"])))
+    return {name: Pool.of(rows) for name, rows in pools.items()}, [("told", "spoken"), ("spoken", "told")]
+
+
+def _contracts(folder: Path) -> tuple[dict[str, Pool], list[tuple[str, str]]]:
+    """Of which of four kinds a clause's contract is; home and target hold other kinds of clauses."""
+    rows = _lines(folder, "train", "test")
+    clauses = sorted({row["label"] for row in rows}, key=_position)
+    pools: dict[str, list[tuple[Any, str, str]]] = {"first clauses": [], "other clauses": []}
+    for row in rows:
+        if kind := _kind(row["contract"]):
+            name = "first clauses" if clauses.index(row["label"]) % 2 == 0 else "other clauses"
+            pools[name].append((row["text"], kind, row["contract"]))
+    pairs = [("first clauses", "other clauses"), ("other clauses", "first clauses")]
     return {name: Pool.of(rows) for name, rows in pools.items()}, pairs
 
 
