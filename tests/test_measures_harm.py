@@ -66,8 +66,8 @@ def test_few_rows_of_the_target_and_few_groups_widen_the_interval(home: harm.Hom
         low, high = harm.expected_accuracy(home, vectors, [str(row % groups) for row in range(rows)]).interval
         return high - low
 
-    assert width(30, 30) > 1.35 * width(600, 600), "most of both is what differs from shift to shift"
-    assert width(600, 6) > 1.35 * width(600, 600), "home has no groups, so rows of one may be all alike"
+    assert width(30, 30) > 1.25 * width(600, 600), "most of both is what differs from shift to shift"
+    assert width(600, 6) > 1.25 * width(600, 600), "home has no groups, so rows of one may be all alike"
     assert width(600, 600) > 2 * harm.Z * harm.BETWEEN_SHIFTS, "however many rows, shifts differ"
 
 

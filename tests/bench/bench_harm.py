@@ -159,6 +159,9 @@ def figures(results: Sequence[Result]) -> Iterator[Figure]:
     for scope, some in scopes.items():
         if some:
             yield from _summary(scope, some)
+    for family in HELD_OUT:
+        if some := [result for result in shifted if result.family == family]:
+            yield from _of_family(family, some)
     if chose := [result for result in results if _origin(result) in CHOOSING]:
         yield from _left_out(chose)
     for name in dict.fromkeys(result.name for result in results):
@@ -212,6 +215,20 @@ def _summary(scope: str, results: Sequence[Result]) -> Iterator[Figure]:
     yield Figure(f"{label}: mean absolute error", error, "accuracy", len(names), seeds)
     yield Figure(f"{label}: 90 % intervals that cover", float(covered), "share", len(results), seeds, None,
                  "0.85 to 0.95", bool(0.85 <= covered <= 0.95))  # fmt: skip
+
+
+def _of_family(family: str, results: Sequence[Result]) -> Iterator[Figure]:
+    """Give our error, order and cover on one family that did not choose."""
+    lost = np.array([result.at_home - result.actual for result in results])
+    said = np.array([result.at_home - result.expected[OURS] for result in results])
+    covered = float(np.mean([r.interval[0] <= r.actual <= r.interval[1] for r in results]))
+    pairs, seeds = len({result.name for result in results}), len({result.seed for result in results})
+    label = f"held out, {family}"
+    yield Figure(f"{label}: mean loss", float(lost.mean()), "accuracy", pairs, seeds)
+    yield Figure(f"{label}: mean absolute error", float(np.abs(said - lost).mean()), "accuracy", pairs, seeds)
+    order = _rank_correlation(results, said, lost)
+    yield Figure(f"{label}: rank correlation", order, "", pairs, seeds)
+    yield Figure(f"{label}: 90 % intervals that cover", covered, "share", len(results), seeds)
 
 
 def _origin(result: Result) -> str:
