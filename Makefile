@@ -7,7 +7,7 @@ WORKERS ?= 2
 # The slow tests wait for processes of their own: one more shares the same cores better.
 SLOW_WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile
-EXTRAS := pipeline,s3,gguf,peft,tune,lm,dev
+EXTRAS := pipeline,s3,gguf,peft,tune,lm,tensorboard,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help demo test test-slow test-all check format serve ci clean bench-rule bench-ledger bench-merge bench-margins bench-tax bench-forgetting bench-gates bench-variety bench-check bench-harm bench-validate bench-eval bench-train bench-mfu vision-bases bench-floors
@@ -41,7 +41,7 @@ test: .venv/.demo  ## Run the test suite (offline, CPU)
 	$(PYTEST) -n $(WORKERS)
 
 test-slow: .venv/.test  ## Run the slow tests: servers, whole pipelines, real weights and data
-	$(PYTEST) -n $(SLOW_WORKERS) --timeout 1800 -m "e2e or realdata"
+	$(PYTEST) -n $(SLOW_WORKERS) --timeout 1800 --durations 20 -m "e2e or realdata"
 
 test-all: .venv/.test  ## Run every test that this machine can run
 	$(PYTEST) -n $(SLOW_WORKERS) --timeout 1800 -m "not gpu"
