@@ -768,8 +768,8 @@ def _tune_problems(recipe: Recipe) -> list[str]:
         )
     if any(section.replay_share) and recipe.data.replay is None:
         problems.append("tune.replay_share needs data.replay, rows of the original domain")
-    if "lora" in section.methods and (finetune.l2_sp or finetune.ewc):
-        problems.append("tune.methods: lora does not go with finetune.l2_sp and finetune.ewc: set both to 0")
+    if "lora" in section.methods and finetune.ewc:  # of `l2_sp` each trial has its own
+        problems.append("tune.methods: lora does not go with finetune.ewc: set it to 0")
     return problems
 
 

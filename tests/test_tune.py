@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -27,8 +28,9 @@ from tasks.paths import Paths
 from tasks.recipe import Recipe, Tune, load_recipe, recipe_path
 from tasks.reports import MergeReport, read_report
 from tasks.trials import Trial, ranked, read_trials, winner
-from tasks.tune import tune
+from tasks.tune import sample, tune
 from tests.models_data import tuned_project
+from tests.project import CHECKOUT
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +246,25 @@ def test_a_search_that_could_not_be_run_is_refused_with_the_recipe(
         return
     with pytest.raises(ConfigError, match=said):
         load_recipe(recipe)
+
+
+@pytest.mark.parametrize("name", ["sentiment", "support-chat", "medical-imaging"])
+def test_whatever_a_recipes_search_tries_could_become_a_run(name: str, tmp_path: Path) -> None:
+    """The winner's settings go into the recipe as they are, beside the section `tune` that found them."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    original = recipe_path(CHECKOUT, name)
+    loaded = load_recipe(original)
+    assert loaded.tune is not None
+    changed = recipe_path(tmp_path, name)
+    changed.parent.mkdir()
+    tried = set()
+    for _ in range(30):
+        changes = sample(study.ask(), loaded.tune, loaded)
+        shutil.copy(original, changed)
+        change_recipe(changed, {f"finetune.{field}": value for field, value in changes.items()})
+        assert load_recipe(changed).finetune.learning_rate == changes["learning_rate"]
+        tried.add((changes["method"], changes["l2_sp"] > 0))
+    assert len(tried) > len(loaded.tune.methods), "with L2-SP and without"
 
 
 # --- the command ---------------------------------------------------------------------------------------
