@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
+from tasks.forgetting.way import LOOKS
 from tasks.recipe import Finetune, load_recipe, recipe_path
+from tasks.reports import AlphaOutcome
+from tests.bench.bench_forgetting import one_training
 from tests.bench.figures import ROOT, Figure
-from tests.bench.forgetting_cases import CASES, Case
+from tests.bench.forgetting_cases import CASES, METHODS, Case, Method
 from tests.bench.forgetting_figures import (
     FREE,
     OURS,
@@ -167,3 +172,50 @@ def test_what_a_training_kept_is_read_back() -> None:
     kept = result("full", 1, found(0.1, 8.0), found(0.05, 0.9, alpha=0.6))
     for written in (kept, dataclasses.replace(kept, largest=found(0.04, 0.5, alpha=0.7))):
         assert read_result(json.dumps(dataclasses.asdict(written))) == written
+
+
+class FakeArena:
+    """A case whose trainings cost nothing: the mixture at 0.4 gains most, and a search without looks stops at 0.6."""
+
+    case = SimpleNamespace(key="case")
+
+    def __init__(self, root: Path, best: float) -> None:
+        self.paths, self.best = SimpleNamespace(root=root), best
+        self.reported: list[float] = []
+
+    def train(self, method: Method, seed: int, tuned: Path) -> tuple[SimpleNamespace, float]:
+        return SimpleNamespace(start="start", tuned="tuned"), 1.0
+
+    def search(self, ends: SimpleNamespace) -> SimpleNamespace:
+        return SimpleNamespace(outcomes=self.outcomes, model=lambda path, alpha: (path, alpha))
+
+    def outcomes(self, looks: int = LOOKS) -> list[AlphaOutcome]:
+        tried = {0.0: True, 0.6: True, 1.0: False} | ({self.best: True} if looks else {})
+        gains = {0.0: 0.0, 0.6: 0.05, 1.0: 0.01, 0.4: 0.07}
+        return [
+            AlphaOutcome(
+                alpha=alpha,
+                validation_score=gains[alpha],
+                gain=gains[alpha],
+                suites=[],
+                within_budget=fits,
+                blocked_by=[],
+            )
+            for alpha, fits in sorted(tried.items())
+        ]
+
+    def report(self, outcome: AlphaOutcome, start: object, candidate: object) -> Found:
+        assert candidate == ("wise-ft", outcome.alpha)
+        self.reported.append(outcome.alpha)
+        return found(outcome.gain, 0.5, outcome.gain, outcome.alpha)
+
+
+@pytest.mark.parametrize(("best", "reported"), [(0.4, [1.0, 0.4, 0.6]), (0.6, [1.0, 0.6])])
+def test_a_training_tells_what_a_search_without_a_look_below_would_take(
+    best: float, reported: list[float], tmp_path: Path
+) -> None:
+    arena = FakeArena(tmp_path, best)
+    made = one_training(arena, METHODS[0], 1)  # type: ignore[arg-type]
+    assert made.largest is not None
+    assert [made.tuned.alpha, made.within.alpha, made.largest.alpha] == [1.0, best, 0.6]
+    assert arena.reported == reported, "nothing is reported twice"
