@@ -251,6 +251,14 @@ def errors_to_margin(confidence: float, power: float) -> float:
     return _z(confidence) + float(stats.norm.ppf(power))
 
 
+def errors_to_confirm(confidence: float, power: float) -> float:
+    """Return how many standard errors below the margin a loss seen on one half must lie, that the other half passes it.
+
+    z_α + √2·z_β: that half asks for z_α, and the two err about each other by √2 as much as each about the truth.
+    """
+    return _z(confidence) + math.sqrt(2) * float(stats.norm.ppf(power))
+
+
 def _z(confidence: float) -> float:
     return float(stats.norm.isf((1 - confidence) * CALIBRATION))
 

@@ -1,7 +1,7 @@
 """The rescue: search the way between base and tuned model for the most gain that the forgetting budget allows.
 
 Which α are tried is said in `tasks/forgetting/way.py`; here they are made and measured. An α is within the budget when it
-leaves room for the report half to confirm it: loss + (z_α + z_β)·SE ≤ margin, with the level and power of the release
+leaves room for the report half to confirm it: loss + (z_α + √2·z_β)·SE ≤ margin, with the level and power of the release
 rule.
 
 What is measured at an α is kept (`tasks/forgetting/kept.py`), so that a budget that moves costs no measurement twice.
@@ -23,7 +23,7 @@ from tasks.families.interface import Measured, Model, interpolate
 from tasks.forgetting.drift import drift, original_inputs, sample
 from tasks.forgetting.kept import kept_measure
 from tasks.forgetting.measure import Subject, compare, reference
-from tasks.forgetting.rule import errors_to_margin
+from tasks.forgetting.rule import errors_to_confirm
 from tasks.forgetting.slices import flip_slices
 from tasks.forgetting.suites import Suite, read_suites
 from tasks.forgetting.way import BASE, LOOKS, TUNED, Point, walk
@@ -174,7 +174,7 @@ class Search:
         margin = self.budget[outcome.name].margin
         if margin is None:
             return True
-        room = errors_to_margin(self.rule.confidence, self.rule.power)
+        room = errors_to_confirm(self.rule.confidence, self.rule.power)
         return outcome.loss + room * outcome.standard_error <= margin
 
     def _subject(self, point: Point, model: Model) -> Subject:

@@ -30,7 +30,7 @@ from tasks.__main__ import run_stage
 from tasks.families import family
 from tasks.families.interface import Model
 from tasks.forgetting.measure import Subject, reference
-from tasks.forgetting.rule import errors_to_margin, paired_loss
+from tasks.forgetting.rule import errors_to_confirm, paired_loss
 from tasks.forgetting.suites import read_suites
 from tasks.paths import Paths
 from tasks.recipe import load_recipe, recipe_path
@@ -133,7 +133,7 @@ def _passes(drift: Drift, policy: Policy, before: Outcomes, after: Outcomes) -> 
     """Judge outcomes whose first row is the selection half, and whose second is the report half."""
     selected = before[0] - after[0]
     error = float(selected.std(ddof=1)) / math.sqrt(drift.examples)
-    room = errors_to_margin(1 - LEVEL, POWER) * error
+    room = errors_to_confirm(1 - LEVEL, POWER) * error
     if policy.selects and float(selected.mean()) + room > drift.margin:
         return False
     values = before[1] - after[1]  # an example is a group of its own
