@@ -23,16 +23,16 @@ from tasks.families import family, load_model
 from tasks.families.interface import Measured, Model
 from tasks.files import folder_fingerprint, write_text
 from tasks.forgetting.bootstrap import group_weights, interval, macro_f1, micro_f1
-from tasks.forgetting.kept import kept_measure
 from tasks.forgetting.measure import Subject, compare, records, reference
 from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.suites import read_suite
+from tasks.forgetting.task_metric import task_measure, task_metric, truth_of
 from tasks.models import pick_device
 from tasks.paths import Paths, registry_root
 from tasks.recipe import Decide, Evaluate
 from tasks.sources import base_folder
 from tasks.splits import first_by_hash, read_splits, target_names
-from tasks.tables import has_label_lists, indicators, unlabelled, write_table
+from tasks.tables import has_label_lists, unlabelled, write_table
 
 log = logging.getLogger(__name__)
 
@@ -129,14 +129,13 @@ def _targets(
         if len(rows := _labelled(name, tables[name]))
     }
     for name, rows in samples.items():
-        found = {"base": kept_measure(start, rows), "candidate": kept_measure(candidate, rows)}
-        if champion is not None:
-            found["champion"] = found["candidate"] if champion is candidate else kept_measure(champion, rows)
+        models = {"base": start, "candidate": candidate} | ({"champion": champion} if champion else {})
+        found = {who: task_measure(model, rows, section) for who, model in models.items()}
         table = pd.DataFrame({"id": rows["id"].astype(str), "group": rows["group"].astype(str)})
         for model, measured in found.items():
             table[model] = measured.outcomes
         write_table(table, aside / "targets" / f"{name}.parquet")
-        outcome = _target(name, table, candidate.metric, rule)
+        outcome = _target(name, table, task_metric(candidate, section), rule)
         if candidate.labels:
             outcome = _with_f1(outcome, table, rows, found, len(candidate.labels), rule)
         log.info(
@@ -183,7 +182,7 @@ def _with_f1(
 ) -> reports.TargetOutcome:
     weights = group_weights(table["group"].tolist(), rule.bootstrap_draws, rule.seed)
     several = has_label_lists(rows)
-    truth = indicators(rows, classes) if several else rows["label"].to_numpy()
+    truth = truth_of(rows, classes)
     said = {model: measured.predictions for model, measured in found.items()}
     if said["base"] is None or said["candidate"] is None:
         return outcome

@@ -546,6 +546,9 @@ class Evaluate(Section):
     """Tokens of a benchmark's text that a model reads; the same for base and candidate."""
     max_target_rows: Annotated[int, Field(ge=30)] | None = None
     """Rows of each target that are scored, those whose groups hash first; all of them when absent."""
+    metric: Literal["macro_f1"] | None = None
+    """What the task's gain is counted in, by `merge` and by the release rule: `macro_f1`, in which every class counts the
+    same however rare; the task's own metric when absent (accuracy, of lists of labels their F1)."""
 
 
 class Decide(Section):
@@ -556,7 +559,8 @@ class Decide(Section):
     power: Annotated[float, Field(gt=0.5, lt=1)]
     """With which a model that lost nothing must pass; used by `merge` and in advice."""
     champion_margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """Accuracy on the test split by which a release may fall behind the champion, to be shown with confidence."""
+    """By how much a release may fall behind the champion on the test split, in the task's metric, to be shown with
+    confidence."""
     bootstrap_draws: int = Field(ge=1000)
     """Paired bootstrap draws, for metrics that are no mean of examples (macro-F1)."""
     seed: int
@@ -674,6 +678,10 @@ def _label_problems(recipe: Recipe) -> list[str]:
         problems.append(f"data.labels: a {task} recipe declares its labels")
     if task == "causal-lm" and data.labels:
         problems.append("data.labels: the rows of a causal-lm recipe have no labels")
+    if recipe.evaluate.metric and not data.labels:
+        problems.append(
+            f"evaluate.metric: {recipe.evaluate.metric} is counted by class, and data.labels is empty"
+        )
     if data.multi_label and task != "text-classification":
         problems.append("data.multi_label: only text-classification gives a row several labels")
     for table in (data.train, data.test, data.replay, *data.targets.values()):

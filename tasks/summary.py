@@ -82,6 +82,7 @@ PATHS = {"wise-ft": "all weights alike (WiSE-FT)", "lines": "depth-scaled (LiNeS
 METRICS = {
     "log_likelihood": "Log-likelihood a token (nats)",
     "mrr": "MRR",
+    "macro_f1": "Macro-F1",
     "example F1": "F1 of a row's labels",
 }
 KINDS: dict[str, type[Report]] = {

@@ -65,6 +65,25 @@ def test_metrics_are_flat_numbers_for_dvc(project: Paths, report: reports.Evalua
     assert metrics["forgetting"]["articles"]["loss"] == pytest.approx(report.suites[0].loss, abs=1e-4)
 
 
+def test_a_gain_may_be_counted_in_macro_f1(project: Paths, report: reports.EvaluateReport) -> None:
+    recipe = load_recipe(project.root / "recipes" / "tiny.yaml")
+    try:
+        section = recipe.evaluate.model_copy(update={"metric": "macro_f1"})
+        evaluate(section, recipe.decide, paths=project)
+        (test,) = reports.read_report(project.evaluate, reports.EvaluateReport).targets
+        table = pd.read_parquet(project.records / "targets" / "test.parquet")
+        metrics = json.loads(project.metrics.read_text())
+    finally:
+        evaluate(recipe.evaluate, recipe.decide, paths=project)
+    (accuracy,) = report.targets
+    assert test.metric == "macro_f1"
+    assert test.candidate == pytest.approx(test.macro_f1) == pytest.approx(accuracy.macro_f1)
+    assert test.gain == pytest.approx(accuracy.macro_f1_gain)
+    assert table["candidate"].mean() == pytest.approx(test.candidate)
+    assert metrics["task"]["test"]["macro_f1"] == pytest.approx(test.candidate, abs=1e-4)
+    assert test.candidate != pytest.approx(accuracy.candidate), "the classes are not answered equally well"
+
+
 def test_the_champion_of_the_same_content_is_the_candidate(
     project: Paths, report: reports.EvaluateReport
 ) -> None:

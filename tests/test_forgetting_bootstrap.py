@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from tasks.forgetting.bootstrap import group_weights, interval, macro_f1, spearman_terms
+from tasks.forgetting.bootstrap import group_weights, interval, macro_f1, macro_f1_terms, spearman_terms
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -47,3 +47,23 @@ def test_pseudo_values_of_spearman_are_those_of_leaving_each_row_out(rows: int) 
     each = [stats.spearmanr(np.delete(first, row), np.delete(second, row)).statistic for row in range(rows)]
     expected = rows * whole - (rows - 1) * np.array(each)
     assert spearman_terms(first, second) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(("rows", "several"), [(12, False), (90, False), (60, True)])
+def test_terms_of_macro_f1_have_it_as_their_mean_and_spread_as_leaving_each_row_out(
+    rows: int, several: bool
+) -> None:
+    rng = np.random.default_rng(7)
+    shape = (rows, 4) if several else rows
+    truth, said = (rng.integers(0, 2 if several else 4, shape) for _ in range(2))
+
+    def score(keep: np.ndarray) -> float:
+        labels = None if several else range(4)
+        return f1_score(truth[keep], said[keep], average="macro", labels=labels, zero_division=0)
+
+    everyone = np.arange(rows)
+    each = np.array([score(np.delete(everyone, row)) for row in everyone])
+    pseudo = rows * score(everyone) - (rows - 1) * each
+    terms = macro_f1_terms(truth, said, 4)
+    assert terms.mean() == pytest.approx(score(everyone))
+    assert terms - terms.mean() == pytest.approx(pseudo - pseudo.mean(), abs=1e-9)

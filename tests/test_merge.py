@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
+from sklearn.metrics import f1_score
 
 from tasks import merge as stage
 from tasks import reports
@@ -64,6 +65,21 @@ def test_a_tuned_model_that_forgot_nothing_is_looked_below_on_validation_alone(p
         assert bool(found.suites) == (found.alpha in measured)
     assert not report.rescued
     assert report.model == folder_fingerprint(project.chosen)
+
+
+def test_gain_on_validation_may_be_counted_in_macro_f1(project: Paths) -> None:
+    plain = run(project, margin=0.99)
+    recipe = load_recipe(project.root / "recipes" / "tiny.yaml")
+    section = recipe.evaluate.model_copy(update={"metric": "macro_f1"})
+    budget = {"articles": recipe.budget["articles"].model_copy(update={"margin": 0.99})}
+    merge(recipe.merge, section, budget, recipe.decide, paths=project)
+    report = reports.read_report(project.merge, reports.MergeReport)
+    assert report.metric == "macro_f1"
+    rows = pd.read_parquet(project.validation)
+    said = load_model(project.tuned).measure(rows).predictions
+    truth = rows["label"].to_numpy()
+    assert report.tuned.validation_score == pytest.approx(f1_score(truth, said, average="macro"))
+    assert report.tuned.validation_score != pytest.approx(plain.tuned.validation_score)
 
 
 def test_the_chosen_model_is_the_interpolation(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

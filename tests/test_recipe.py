@@ -73,6 +73,16 @@ def test_replayed_rows_may_lack_labels_where_they_are_distilled(tmp_path: Path) 
         load_recipe(write(tmp_path, recipe({"distill": 1.0, "ewc": 1.0})))
 
 
+def test_a_gain_by_class_needs_classes(tmp_path: Path) -> None:
+    assert (
+        load_recipe(write(tmp_path, changed(evaluate={"metric": "macro_f1"}))).evaluate.metric == "macro_f1"
+    )
+    chat = yaml.safe_load((ROOT / "recipes/support-chat.yaml").read_text(encoding="utf-8"))
+    chat["evaluate"]["metric"] = "macro_f1"
+    with pytest.raises(ConfigError, match=r"evaluate\.metric: macro_f1 is counted by class"):
+        load_recipe(write(tmp_path, chat))
+
+
 def test_a_missing_recipe_names_the_ones_there_are(tmp_path: Path) -> None:
     write(tmp_path, SENTIMENT, "sentiment")
     with pytest.raises(ConfigError, match="Recipes here: sentiment"):

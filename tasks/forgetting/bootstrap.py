@@ -1,4 +1,4 @@
-"""Paired bootstrap over groups, for metrics that are no mean of examples.
+"""Paired bootstrap over groups, and jackknife terms, for metrics that are no mean of examples.
 
 Source: Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 13; groups are drawn whole.
 """
@@ -43,14 +43,37 @@ def micro_f1(
     return _f1(hits.sum(axis=1), either.sum(axis=1))
 
 
+def macro_f1_terms(truth: NDArray[np.int64], said: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """Return a term a row whose mean is macro-F1, `(rows,)`; labels as in `macro_f1`.
+
+    They are its jackknife pseudo-values, n·F - (n - 1)·F without the row, moved by their bias: their spread is that of
+    macro-F1, so that it can be judged like a mean of examples. Source: Efron and Tibshirani 1993, chapter 11.
+    """
+    rows = len(truth)
+    own, answered = _memberships(truth, said, classes)
+    hits, either = own * answered, own + answered
+    whole = float(_f1(hits.sum(axis=0), either.sum(axis=0)).mean())
+    without = _f1(hits.sum(axis=0) - hits, either.sum(axis=0) - either).mean(axis=1)
+    terms: NDArray[np.float64] = rows * whole - (rows - 1) * without
+    return terms - terms.mean() + whole
+
+
 def _hits(
     truth: NDArray[np.int64], said: NDArray[np.int64], classes: int, weights: Weights
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return for each draw and class the labels given rightly, and those given plus those that are right."""
+    own, answered = _memberships(truth, said, classes)
+    return weights @ (own * answered), weights @ own + weights @ answered
+
+
+def _memberships(
+    truth: NDArray[np.int64], said: NDArray[np.int64], classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return which labels each row has, and which it was given, `(rows, classes)` each."""
     own, answered = (
         labels.astype(np.float64) if labels.ndim == 2 else np.eye(classes)[labels] for labels in (truth, said)
     )
-    return weights @ (own * answered), weights @ own + weights @ answered
+    return own, answered
 
 
 def _f1(hits: NDArray[np.float64], either: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,11 +21,11 @@ import pandas as pd
 from tasks import reports
 from tasks.families.interface import Measured, Model, interpolate
 from tasks.forgetting.drift import drift, original_inputs, sample
-from tasks.forgetting.kept import kept_measure
 from tasks.forgetting.measure import Subject, compare, reference
 from tasks.forgetting.rule import errors_to_confirm
 from tasks.forgetting.slices import flip_slices
 from tasks.forgetting.suites import Suite, read_suites
+from tasks.forgetting.task_metric import task_measure, task_metric
 from tasks.forgetting.way import BASE, LOOKS, TUNED, Point, walk
 from tasks.paths import Paths
 from tasks.recipe import Decide, Evaluate, Merge
@@ -87,7 +87,7 @@ class Search:
     @property
     def metric(self) -> str:
         """The task's metric."""
-        return self.ends.tuned.metric
+        return task_metric(self.ends.tuned, self.settings)
 
     def flips(self) -> list[reports.Flip]:
         """Return selection examples that the tuned model lost: the worst of each suite in turn, of gating ones first."""
@@ -158,7 +158,7 @@ class Search:
         path, alpha = point
         score = start = self._start_measured.score
         if point != BASE:
-            score = kept_measure(self.model(path, alpha), self.tables["validation"]).score
+            score = task_measure(self.model(path, alpha), self.tables["validation"], self.settings).score
         log.info("%s α = %g: validation %s %.4f", path, alpha, self.metric, score)
         return reports.AlphaOutcome(
             path=path,
@@ -199,4 +199,4 @@ class Search:
 
     @functools.cached_property
     def _start_measured(self) -> Measured:
-        return kept_measure(self.ends.start, self.tables["validation"])
+        return task_measure(self.ends.start, self.tables["validation"], self.settings)

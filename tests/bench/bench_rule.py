@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.forgetting.bootstrap import spearman_terms
+from tasks.forgetting.bootstrap import macro_f1, macro_f1_terms, spearman_terms
 from tasks.forgetting.rule import (
     FEWEST_RANKED,
     PairedLoss,
@@ -106,6 +106,47 @@ def similarities(before: float) -> Callable[[float], Draw]:
     return candidate
 
 
+CLASSES = (0.45, 0.3, 0.15, 0.07, 0.03)
+"""Shares of the classes that macro-F1 is taken over."""
+
+
+def macro_f1_of(loss: float) -> Draw:
+    """Macro-F1 of five unlike classes, four of five answers right; a third of the candidate's are its own."""
+    shifted = _found_share(loss)
+
+    def draw(rng: np.random.Generator, size: int) -> PairedLoss:
+        truth, before, after = _answers(rng, size, loss, shifted)
+        first, second = (macro_f1_terms(truth, said, len(CLASSES)) for said in (before, after))
+        return independent(first - second, False)
+
+    return draw
+
+
+def _found_share(loss: float) -> float:
+    """Return which share of the candidate's answers must be spoilt, or put right, for a true loss of macro-F1."""
+    if not loss:
+        return 0.0
+    low, high, everyone = 0.0, 1.0, np.ones((1, POPULATION))
+    for _ in range(20):
+        share = (low + high) / 2
+        truth, before, after = _answers(np.random.default_rng(12), POPULATION, loss, share)
+        scores = [float(macro_f1(truth, said, len(CLASSES), everyone)[0]) for said in (before, after)]
+        low, high = (share, high) if abs(scores[0] - scores[1]) < abs(loss) else (low, share)
+    return share
+
+
+def _answers(
+    rng: np.random.Generator, size: int, loss: float, shifted: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Draw truth, the base's answers and the candidate's."""
+    truth = rng.choice(len(CLASSES), size, p=CLASSES)
+    guesses = rng.choice(len(CLASSES), (3, size), p=CLASSES)
+    before, own = (np.where(rng.random(size) < 0.8, truth, guess) for guess in guesses[:2])
+    after = np.where(rng.random(size) < 1 / 3, own, before)
+    instead = truth if loss < 0 else guesses[2]
+    return truth, before, np.where(rng.random(size) < shifted, instead, after)
+
+
 def _binary(values: Draws) -> bool:
     return bool(np.isin(values, (-1, 0, 1)).all())
 
@@ -183,6 +224,7 @@ SETTINGS = (
     Setting("Spearman at 0.6", similarities(0.6), 0.08, (FEWEST_RANKED, 200), ranked=True),
     Setting("Spearman at 0.8", similarities(0.8), 0.08, (FEWEST_RANKED, 200), ranked=True),
     Setting("Spearman at 0.9", similarities(0.9), 0.08, (FEWEST_RANKED, 200), ranked=True),
+    Setting("macro-F1, five classes", macro_f1_of, 0.05, (300, 1000)),
     Setting("accuracy, groups of 5", drawn_from(flips(0.2), group=5), 0.05, (300, 1000)),
     Setting("accuracy, unlike groups, alike", unlike_groups(0.2, (1, 1, 2, 3, 10), 1.0), 0.05, (400, 1000)),
     Setting("accuracy, unlike groups, half alike", unlike_groups(0.1, (1, 2, 8), 0.7), 0.05, (440, 1000)),
@@ -193,6 +235,7 @@ GAINS = {
     "accuracy": (drawn_from(flips(0.2)), (100, 300, 1000)),
     "accuracy, groups of 5": (drawn_from(flips(0.2), group=5), (300, 1000)),
     "accuracy, groups of 1 to 8, 70 % alike": (unlike_groups(0.2, (1, 2, 8), 0.7), (440, 1000)),
+    "macro-F1, five classes": (macro_f1_of, (100, 300, 1000)),
     "log-likelihood, skewed": (drawn_from(nats(3.0)), (100, 1000)),
 }
 """How the task's own test rows change, by what the outcome is: a group makes its rows alike, and is not lost whole."""

@@ -1,0 +1,38 @@
+"""What a gain on the task is counted in: the family's own metric, or macro-F1, in which every class counts the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tasks.families.interface import Measured, Model
+from tasks.forgetting.bootstrap import macro_f1_terms
+from tasks.forgetting.kept import kept_measure
+from tasks.recipe import Evaluate
+from tasks.tables import has_label_lists, indicators
+
+
+def task_metric(model: Model, section: Evaluate) -> str:
+    """Return the name of the metric."""
+    return section.metric or model.metric
+
+
+def task_measure(model: Model, rows: pd.DataFrame, section: Evaluate) -> Measured:
+    """Measure a model on labelled rows of its task, or return what was measured of it before.
+
+    Its outcomes are in the recipe's metric. Those of macro-F1 are a term a row (`macro_f1_terms`), whose mean is the
+    metric, so that base and candidate are compared in pairs as in any other.
+    """
+    measured = kept_measure(model, rows)
+    if section.metric is None or measured.predictions is None:
+        return measured
+    terms = macro_f1_terms(truth_of(rows, len(model.labels)), measured.predictions, len(model.labels))
+    return replace(measured, outcomes=terms)
+
+
+def truth_of(rows: pd.DataFrame, classes: int) -> NDArray[np.int64]:
+    """Return the labels as indices `(rows,)`; of lists of labels, indicators `(rows, classes)`."""
+    return indicators(rows, classes) if has_label_lists(rows) else rows["label"].to_numpy(np.int64)
