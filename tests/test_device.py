@@ -43,7 +43,7 @@ def test_the_second_waits_says_for_whom_and_goes_on_when_the_first_is_killed(tmp
     assert second.poll() is None
     first.kill()
     first.communicate()
-    assert second.communicate(timeout=240)[0] == "held\n"
+    assert second.communicate(timeout=30)[0] == "held\n"
     assert second.returncode == 0
 
 
@@ -52,7 +52,7 @@ def test_those_who_take_several_in_other_orders_never_wait_for_each_other(tmp_pa
     body = "time.sleep(0.05)"
     all_of_them = [start(tmp_path, body, *devices[turn:], *devices[:turn]) for turn in (0, 1, 2, 0, 1, 2)]
     for process in all_of_them:
-        assert process.communicate(timeout=240)[0] == "held\n"
+        assert process.communicate(timeout=60)[0] == "held\n"
         assert process.returncode == 0
 
 
@@ -61,13 +61,13 @@ def test_a_device_is_locked_whatever_number_a_process_knows_it_by(tmp_path: Path
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
     other = start(tmp_path, "pass", "cuda:0", CUDA_VISIBLE_DEVICES="3,1")
-    assert other.communicate(timeout=240)[0] == "held\n", "it sees device 3 as its first"
+    assert other.communicate(timeout=30)[0] == "held\n", "it sees device 3 as its first"
     same = start(tmp_path, "pass", "cuda", CUDA_VISIBLE_DEVICES="1")
     assert same.stderr is not None
     assert "waiting for cuda-1" in same.stderr.readline()
     first.kill()
     first.communicate()
-    assert same.communicate(timeout=240)[0] == "held\n"
+    assert same.communicate(timeout=30)[0] == "held\n"
 
 
 def test_no_device_is_held_when_the_body_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_no_device_is_held_when_the_body_has_ended(tmp_path: Path, monkeypatch: 
     with pytest.raises(RuntimeError), hold_devices(["cuda", "cuda:0", "cuda:1"]):
         raise RuntimeError
     assert sorted(path.name for path in (tmp_path / "locks").iterdir()) == ["cuda-0.lock", "cuda-1.lock"]
-    assert start(tmp_path, "pass", "cuda:0", "cuda:1").communicate(timeout=240)[0] == "held\n"
+    assert start(tmp_path, "pass", "cuda:0", "cuda:1").communicate(timeout=30)[0] == "held\n"
 
 
 def test_the_cpu_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def stop_at(process: subprocess.Popen[str], step: int, how: int) -> tuple[int, s
         if line.strip() == f"at step {step}":
             process.send_signal(how)
             break
-    said.append(process.communicate(timeout=240)[0])
+    said.append(process.communicate(timeout=60)[0])
     return process.returncode, "".join(said)
 
 

@@ -128,7 +128,7 @@ def test_an_interrupted_run_ends_and_the_next_goes_on(project: Project, number: 
     family = psutil.Process(run.pid).children(recursive=True)
     # Ctrl-C reaches every process of the terminal; a service manager's SIGTERM the one it started.
     (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
-    said, _ = run.communicate(timeout=240)
+    said, _ = run.communicate(timeout=60)
     assert run.returncode == status, said
     assert "Traceback" not in said
     assert [child for child in family if child.is_running() and child.status() != "zombie"] == []

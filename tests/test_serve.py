@@ -98,7 +98,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     family = psutil.Process(process.pid).children(recursive=True)
     yield Served(project, process, f"{found[1]}/api", found[2])
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=240) == 0
+    assert process.wait(timeout=60) == 0
     assert [child for child in family if child.is_running()] == []
     assert not (root / ".retain" / "prefect" / "server.json").exists()
 

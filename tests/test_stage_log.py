@@ -68,7 +68,7 @@ def test_a_signal_to_the_whole_group_leaves_the_stages_words(
     process = start(tmp_path, WAIT)
     begun(process)
     os.killpg(process.pid, how)
-    said = process.communicate(timeout=240)[0]
+    said = process.communicate(timeout=30)[0]
     assert process.returncode == status
     assert words in said
     assert words in log(tmp_path)
@@ -80,7 +80,7 @@ def test_a_library_that_survives_any_error_does_not_swallow_sigterm(tmp_path: Pa
     process = start(tmp_path, body)
     begun(process)
     process.terminate()
-    assert "swallowed" not in process.communicate(timeout=240)[0]
+    assert "swallowed" not in process.communicate(timeout=30)[0]
     assert process.returncode == 75
 
 
@@ -94,7 +94,7 @@ def test_a_second_sigterm_does_not_stop_the_cleaning_up(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "at work\n", "a signal before the `try` would not meet its `finally`"
     process.terminate()
-    assert "cleaned up" in process.communicate(timeout=240)[0]
+    assert "cleaned up" in process.communicate(timeout=30)[0]
     assert process.returncode == 75
 
 
@@ -102,7 +102,7 @@ def test_native_code_and_a_crash_leave_their_last_words(tmp_path: Path) -> None:
     process = start(
         tmp_path, "os.write(2, b'native words\\n')\nos.system('echo a child')\nraise ValueError('a bug')"
     )
-    said = process.communicate(timeout=240)[0]
+    said = process.communicate(timeout=30)[0]
     assert process.returncode == 1
     for words in ("native words", "a child", "ValueError: a bug"):
         assert words in said
@@ -111,9 +111,9 @@ def test_native_code_and_a_crash_leave_their_last_words(tmp_path: Path) -> None:
 
 def test_the_flow_gets_the_output_by_the_log_alone(tmp_path: Path) -> None:
     process = start(tmp_path, "print('a line')", **{ONLY_LOG: "log"})
-    assert process.communicate(timeout=240)[0] == ""
+    assert process.communicate(timeout=30)[0] == ""
     assert log(tmp_path) == "begun\na line\n"
-    start(tmp_path, "pass", **{ONLY_LOG: "log"}).wait(timeout=240)
+    start(tmp_path, "pass", **{ONLY_LOG: "log"}).wait(timeout=30)
     assert log(tmp_path) == "begun\n", "a log holds the last run"
 
 
@@ -133,7 +133,7 @@ def test_a_stage_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
     wait_for(lambda: "asked to stop (SIGTERM)" in path.read_text())
 
 
-def wait_for(condition, seconds: float = 240.0) -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"

@@ -85,7 +85,7 @@ def ranks_at_work(process: subprocess.Popen[str], paths: Paths, step: int = 3) -
 
 
 def gone(ranks: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(ranks, timeout=240)[1]
+    return not psutil.wait_procs(ranks, timeout=30)[1]
 
 
 @pytest.mark.parametrize("sharding", ["replicate", "shard"])
@@ -122,7 +122,7 @@ def test_preempted_both_stop_and_go_on_to_the_same_bytes(paths: Paths, sharding:
     process = start(paths)
     ranks = ranks_at_work(process, paths)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=240)[0]
+    said = process.communicate(timeout=30)[0]
     assert process.returncode == 75, said
     assert "run it again to go on" in said
     assert "Traceback" not in said
@@ -147,7 +147,7 @@ def test_a_crash_of_one_ends_the_stage_with_a_reason_and_the_next_run_goes_on(pa
     again = start(paths)
     ranks_at_work(again, paths, step=5)
     again.terminate()
-    assert "going on from the checkpoint at step" in again.communicate(timeout=240)[0]
+    assert "going on from the checkpoint at step" in again.communicate(timeout=60)[0]
 
 
 def test_no_process_outlives_the_stage(paths: Paths) -> None:
@@ -155,7 +155,7 @@ def test_no_process_outlives_the_stage(paths: Paths) -> None:
     process = start(paths)
     ranks = ranks_at_work(process, paths)
     process.kill()
-    process.communicate(timeout=240)
+    process.communicate(timeout=30)
     assert gone(ranks)
 
 
@@ -171,6 +171,6 @@ def test_an_error_in_a_process_is_the_stages_own(paths: Paths) -> None:
 def test_more_devices_than_there_are_start_nothing(paths: Paths) -> None:
     change(paths, ORDINARY + "  devices: 4096\n")
     process = start(paths)
-    said = process.communicate(timeout=240)[0]
+    said = process.communicate(timeout=60)[0]
     assert process.returncode == 1, said
     assert "finetune.devices is 4096, but this machine shows" in said
