@@ -128,9 +128,12 @@ def _targets(
         for name in target_names(schema)
         if len(rows := _labelled(name, tables[name]))
     }
+    models = {"base": start, "candidate": candidate}
     for name, rows in samples.items():
-        models = {"base": start, "candidate": candidate} | ({"champion": champion} if champion else {})
         found = {who: task_measure(model, rows, section) for who, model in models.items()}
+        if champion is not None:
+            same = champion is candidate
+            found["champion"] = found["candidate"] if same else task_measure(champion, rows, section)
         table = pd.DataFrame({"id": rows["id"].astype(str), "group": rows["group"].astype(str)})
         for model, measured in found.items():
             table[model] = measured.outcomes

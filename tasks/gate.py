@@ -9,14 +9,13 @@ them: better now than after the training. Alone: `python -m tasks gate <recipe>`
 from __future__ import annotations
 
 import difflib
-import functools
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.errors import ConfigError, Refused, StageError
-from tasks.forgetting.rule import equal_groups, fewest_examples, smallest_margin
+from tasks.forgetting.rule import equal_groups, fewest_examples, wider_margin
 from tasks.forgetting.suites import read_suite
 from tasks.paths import Paths
 from tasks.recipe import Bound, Decide, Gate, Suite
@@ -138,15 +137,11 @@ def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
     suite = read_suite(paths.report_half / name)
     groups = suite.examples["group"]
     independent = int(equal_groups(groups.value_counts()))
-    fewest_at = functools.partial(
-        fewest_examples, confidence=rule.confidence, ranked=suite.info.metric == "spearman"
-    )
-    fewest = fewest_at(margin)
+    ranked = suite.info.metric == "spearman"
+    fewest = fewest_examples(margin, rule.confidence, ranked=ranked)
     level: Level = "pass" if independent >= fewest else "refuse"
-    widened = math.ceil(smallest_margin(independent, rule.confidence) * 1000) / 1000
-    widen = (
-        f"widen budget.{name}.margin to {widened:g} or more, " if fewest_at(widened) <= independent else ""
-    )
+    wider = wider_margin(independent, rule.confidence, ranked=ranked)
+    widen = f"widen budget.{name}.margin to {wider:g} or more, " if wider else ""
     remedy = f"Give benchmark {name} more examples, {widen}or mark it `informative: true`."
     return GateItem(
         name=f"report_examples_{name}",

@@ -7,7 +7,6 @@ is its documentation everywhere: here, in `retain init`, and in the form of the 
 from __future__ import annotations
 
 import functools
-import math
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -818,23 +817,19 @@ def _budget_problems(recipe: Recipe) -> list[str]:
         most = _most_examples(benchmark) if benchmark else None
         if suite.margin is None or most is None:
             continue
-        from tasks.forgetting.rule import (
-            fewest_examples,
-            smallest_margin,
-        )  # scipy: only where there is a size
+        from tasks.forgetting.rule import fewest_examples, wider_margin  # scipy: only where there is a size
 
         parts = 3 if isinstance(benchmark, FeatureBenchmark) else 2
         ranked = isinstance(benchmark, SimilarityBenchmark)
         fewest = fewest_examples(suite.margin, recipe.decide.confidence, ranked=ranked)
         report = most // parts
         if report < fewest:
-            carried = math.ceil(smallest_margin(max(report, 1), recipe.decide.confidence) * 1000) / 1000
-            helps = fewest_examples(carried, recipe.decide.confidence, ranked=ranked) <= report
-            wider = f"a margin of {carried:g} or more, " if helps else ""
+            wider = wider_margin(report, recipe.decide.confidence, ranked=ranked)
+            widen = f"a margin of {wider:g} or more, " if wider else ""
             problems.append(
                 f"budget.{name}.margin: {most} examples leave about {report} for the report, and that a margin of "
                 f"{suite.margin:g} was kept can be shown from {fewest} on: take about {fewest * parts} examples, "
-                f"{wider}or `informative: true`"
+                f"{widen}or `informative: true`"
             )
     return problems
 
