@@ -48,6 +48,8 @@ class Home:
     outcome: ProbeOutcome
     column: NDArray[np.int64]
     """Each row's label as a column of the probe, (rows,)."""
+    temperature: float
+    """At which the probe's scores at home fit the labels best."""
     groups: Sequence[str]
     pairs: Sequence[tuple[Weights, Weights]]
     """Pairs of probes, of two disjoint thirds of the rows."""
@@ -111,8 +113,10 @@ def study(
     losses = list(_region_losses(vectors, column, groups, classes, seed))
     region_loss = float(np.mean(losses)) if losses else None
     some = np.random.default_rng(seed).permutation(len(column))[:TRANSPORT_ROWS]
-    transported = transported_accuracy(calibrated(outcome.scores, column)[some], _shares(column, classes))
-    return Home(outcome, column, groups, [pair for pair, _ in found], transported, agreement, region_loss)
+    heat = temperature(outcome.scores, column)
+    transported = transported_accuracy(tempered(outcome.scores, heat)[some], _shares(column, classes))
+    pairs = [pair for pair, _ in found]
+    return Home(outcome, column, heat, groups, pairs, transported, agreement, region_loss)
 
 
 def expected_accuracy(home: Home, vectors: Vectors, groups: Sequence[str]) -> Expected:
@@ -122,13 +126,13 @@ def expected_accuracy(home: Home, vectors: Vectors, groups: Sequence[str]) -> Ex
     the target they are taken to be as much alike as at home.
     """
     scores = home.outcome.scores_of(vectors)
-    probabilities = tempered(scores, temperature(home.outcome.scores, home.column))
+    probabilities = tempered(scores, home.temperature)
     shares = _shares(home.column, scores.shape[1])
     agreement = _agreement(home, vectors)
     transport = home.transported - transported_accuracy(probabilities[:TRANSPORT_ROWS], shares)
     disagreement = home.agreement - float(agreement.mean())
     region_loss = home.region_loss or 0.0
-    value = home.accuracy - _harmonic_mean(transport, region_loss) - DISAGREEMENT_WEIGHT * disagreement
+    value = home.accuracy - harmonic_mean(transport, region_loss) - DISAGREEMENT_WEIGHT * disagreement
     value = min(max(value, 0.0), 1.0)
     right = (home.outcome.scores.argmax(axis=1) == home.column).astype(np.float64)
     variance = (
@@ -205,7 +209,7 @@ def _agree(pair: tuple[Weights, Weights], vectors: Vectors) -> NDArray[np.bool_]
     return np.asarray(one == other)
 
 
-def _harmonic_mean(one: float, other: float) -> float:
+def harmonic_mean(one: float, other: float) -> float:
     """Return the harmonic mean of two losses, of which a gain is none."""
     one, other = max(one, 0.0), max(other, 0.0)
     return 2 * one * other / (one + other) if one + other > 0 else 0.0

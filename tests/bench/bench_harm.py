@@ -109,7 +109,7 @@ def _measured(
     ours = harm.expected_accuracy(known, target.vectors, target.groups.tolist())
     scores = known.outcome.scores_of(target.vectors)
     right = names[scores.argmax(axis=1)] == target.labels
-    heat = harm.temperature(known.outcome.scores, known.column)
+    heat = known.temperature
     evidence = Evidence(
         home.vectors,
         target.vectors,

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from tasks.measures.harm import harmonic_mean
+
 Rows = NDArray[np.float64]
 Form = tuple[str, ...]
 TRANSPORT, DISAGREEMENT, REGIONS = "transport with regions", "disagreement", "held-out regions"
@@ -67,16 +69,13 @@ def _error(evidence: Evidence, form: Form, among: NDArray[np.bool_]) -> float:
     return float(np.abs(evidence.crossed(form, among) - evidence.lost)[among].mean())
 
 
-def harmonic(one: Rows, other: Rows) -> Rows:
-    """Return harmonic means of losses, of which a gain is none."""
-    one, other = np.maximum(one, 0), np.maximum(other, 0)
-    return np.divide(2 * one * other, one + other, out=np.zeros_like(one), where=one + other > 0)
-
-
 def with_regions(
     losses: dict[str, Rows], disagreement: Sequence[float], regions: Sequence[float]
 ) -> dict[str, Rows]:
     """Return the parts that forms are made of, from the losses that published methods expect."""
     region = np.array(regions, dtype=np.float64)
-    joined = {f"{name} with regions": harmonic(values, region) for name, values in losses.items()}
+    joined = {
+        f"{name} with regions": np.array([harmonic_mean(*pair) for pair in zip(values, region, strict=True)])
+        for name, values in losses.items()
+    }
     return losses | joined | {DISAGREEMENT: np.array(disagreement, dtype=np.float64), REGIONS: region}
