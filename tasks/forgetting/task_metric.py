@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tasks.errors import StageError
 from tasks.families.interface import Measured, Model
 from tasks.forgetting.bootstrap import macro_f1_terms
 from tasks.forgetting.kept import kept_measure
@@ -25,10 +26,15 @@ def task_measure(model: Model, rows: pd.DataFrame, section: Evaluate) -> Measure
 
     Its outcomes are in the recipe's metric. Those of macro-F1 are a term a row (`macro_f1_terms`), whose mean is the
     metric, so that base and candidate are compared in pairs as in any other.
+
+    Raises:
+        StageError: the model predicts no labels, of which a metric by class could be made.
     """
     measured = kept_measure(model, rows)
-    if section.metric is None or measured.predictions is None:
+    if section.metric is None:
         return measured
+    if measured.predictions is None:
+        raise StageError(f"evaluate.metric is {section.metric}, but a {model.task} model predicts no labels.")
     terms = macro_f1_terms(truth_of(rows, len(model.labels)), measured.predictions, len(model.labels))
     return replace(measured, outcomes=terms)
 
