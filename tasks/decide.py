@@ -14,7 +14,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -28,11 +27,15 @@ from tasks.recipe import Decide, Register, Suite
 
 log = logging.getLogger(__name__)
 
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Verdict = reports.Verdict
+Judged = tuple[Verdict, str]
+"""One answer, and the reason for it."""
 MOST_ADVICE = 3
 SMALL_ALPHA = 0.1
 """Below it, little of the tuning is left."""
 _SEVERITY: dict[Verdict, int] = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
+_MEASURED = {"name", "metric", "base", "candidate", "loss", "examples"}
+"""What the verdict on a suite repeats of its outcome."""
 
 
 def decide(section: Decide, budget: Mapping[str, Suite], registration: Register, *, paths: Paths) -> None:
@@ -55,15 +58,9 @@ def decide(section: Decide, budget: Mapping[str, Suite], registration: Register,
     judged += _of_gating(tuned, ", as tuned")
     judged += [(champion, f"champion: {champion_reason}")] if champion else []
     judged += [(ledger, f"ledger: {ledger_reason}")] if ledger_reason else []
-    verdict = min((answer for answer, _ in judged), key=_SEVERITY.__getitem__)
     report = reports.DecideReport(
-        verdict=verdict,
-        reasons=[
-            reason
-            for answer, reason in sorted(judged, key=lambda item: _SEVERITY[item[0]])
-            if answer != "PASS"
-        ]
-        or ["every suite is within its margin, and the task gained"],
+        verdict=min((answer for answer, _ in judged), key=_SEVERITY.__getitem__),
+        reasons=_reasons(judged),
         advice=_advice(suites, target, merged),
         confidence=section.confidence,
         target_verdict=target,
@@ -79,11 +76,18 @@ def decide(section: Decide, budget: Mapping[str, Suite], registration: Register,
         model=evaluated.candidate_model,
     )
     reports.write_report(paths.decision, report)
-    log.info("%s", verdict)
+    log.info("%s", report.verdict)
     for answer, reason in judged:
         log.info("%-12s %s", answer, reason)
     if report.attempts:
         log.info("%s", report.attempts)
+
+
+def _reasons(judged: list[Judged]) -> list[str]:
+    """Return why the verdict is not PASS, the gravest first; where it is, why."""
+    against = [(answer, reason) for answer, reason in judged if answer != "PASS"]
+    against.sort(key=lambda item: _SEVERITY[item[0]])
+    return [reason for _, reason in against] or ["every suite is within its margin, and the task gained"]
 
 
 def _must_belong_together(
@@ -132,7 +136,7 @@ def _judge_suites(
     ]
 
 
-def _of_gating(suites: Sequence[reports.SuiteVerdict], which: str = "") -> list[tuple[Verdict, str]]:
+def _of_gating(suites: Sequence[reports.SuiteVerdict], which: str = "") -> list[Judged]:
     """Return what is said of the suites that gate; `which` model it is follows their names."""
     return [
         (suite.verdict, f"{suite.name}{which}: {suite.reason}")
@@ -161,7 +165,7 @@ def _judge_by_error(
         f"{_signed(outcome.loss)} ({_signed(lower)} to {_signed(upper)} with {section.confidence:.0%} confidence a side)"
     )
     return reports.SuiteVerdict(
-        **outcome.model_dump(include={"name", "metric", "base", "candidate", "loss", "examples"}),
+        **outcome.model_dump(include=_MEASURED),
         margin=margin,
         lower=lower,
         upper=upper,
@@ -207,16 +211,11 @@ def _judge_suite(
         verdict = "FAIL" if failed else "PASS" if passed else "INCONCLUSIVE"
         reason = _suite_reason(outcome, margin, lower, upper, needed, section, verdict)
     return reports.SuiteVerdict(
-        name=outcome.name,
-        metric=outcome.metric,
+        **outcome.model_dump(include=_MEASURED),
         margin=margin,
-        base=outcome.base,
-        candidate=outcome.candidate,
-        loss=outcome.loss,
         lower=lower,
         upper=upper,
         p_value=p_value,
-        examples=outcome.examples,
         examples_needed=needed,
         verdict=verdict,
         test=loss.test,
@@ -251,7 +250,7 @@ def _suite_reason(
 
 def _judge_target(
     evaluated: reports.EvaluateReport, merged: reports.MergeReport, section: Decide, paths: Paths
-) -> tuple[Verdict, str]:
+) -> Judged:
     if merged.kept_base:
         return "FAIL", _why_the_base_was_kept(merged)
     loss = _loss(_records(paths.records / "targets" / "test.parquet"), "base", whole_groups=False)
@@ -301,7 +300,7 @@ def _judge_champion(
     )
 
 
-def _judge_ledger(pin: reports.Pin, budget: Mapping[str, Suite], rebase: str | None) -> tuple[Verdict, str]:
+def _judge_ledger(pin: reports.Pin, budget: Mapping[str, Suite], rebase: str | None) -> Judged:
     """Say whether forgetting is still measured from where, and on what, the releases of this name began."""
     ledger = pin.ledger
     if ledger is None or not (moved := _moved(pin, ledger, budget)):

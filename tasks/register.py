@@ -70,11 +70,7 @@ def register(
         StageError: the model or a report is not the one that was decided on.
         RegistryError: the registry cannot be used.
     """
-    decision = reports.read_report(paths.decision, reports.DecideReport)
-    if decision.verdict != "PASS":
-        raise Refused(f"{decision.verdict}: {recipe} must not ship.", decision.reasons)
-    pin = reports.read_report(paths.pin, reports.Pin)
-    _must_be_decided_on(decision, pin, registration, paths)
+    decision, pin = _what_passed(recipe, registration, paths)
     registry = open_registry(registry_location)
     version = _champion_of_this_model(registry, registration.name, decision.model)
     created = False
@@ -104,6 +100,18 @@ def register(
     )
     write_text(paths.scratch / "receipt.json", json.dumps(vars(receipt), indent=2) + "\n")
     return receipt
+
+
+def _what_passed(
+    recipe: str, registration: Register, paths: Paths
+) -> tuple[reports.DecideReport, reports.Pin]:
+    """Return the decision and what the candidate was compared with; both are about the model that lies here."""
+    decision = reports.read_report(paths.decision, reports.DecideReport)
+    if decision.verdict != "PASS":
+        raise Refused(f"{decision.verdict}: {recipe} must not ship.", decision.reasons)
+    pin = reports.read_report(paths.pin, reports.Pin)
+    _must_be_decided_on(decision, pin, registration, paths)
+    return decision, pin
 
 
 def _must_be_decided_on(

@@ -27,7 +27,6 @@ from tasks.reports import (
     DecideReport,
     EvaluateReport,
     FinetuneReport,
-    Flip,
     GateReport,
     MergeReport,
     Pin,
@@ -220,7 +219,6 @@ def summarize(
     reports, outdated = still_valid(reports)
     outcome = _outcome(reports)
     decision, evaluate = reports.decision, reports.evaluate
-    refused = outcome in ("FAIL", "INCONCLUSIVE")
     return Summary(
         title=title,
         outcome=outcome,
@@ -245,7 +243,7 @@ def summarize(
         failures=_failures(reports.validate) if reports.validate else (),
         worst=_worst(reports),
         views=_views(reports),
-        flips=tuple(_flip(flip) for flip in reports.merge.flips) if reports.merge and refused else (),
+        flips=_flips(reports.merge) if reports.merge and outcome in ("FAIL", "INCONCLUSIVE") else (),
         drift=drift_sentence(reports.merge.drift) if reports.merge else "",
         drift_pictures=_drift_pictures(reports),
         slices=tuple(map(Row, slice_cells(reports.merge.slices))) if reports.merge else (),
@@ -499,46 +497,55 @@ def _fits(outcome: AlphaOutcome) -> str:
 
 
 def _choice_pictures(reports: Reports) -> tuple[Picture, ...]:
+    """Return what the mixtures on the straight way gain, and what they forget of each gating benchmark."""
     merge = reports.merge
     if not merge or len(merge.outcomes) < 2:
         return ()
     outcomes = [item for item in merge.outcomes if item.path == "wise-ft"]
-    gain = [charts.Line("gain", [(item.alpha, item.gain) for item in outcomes])]
-    pictures = [
-        Picture(
-            charts.line_chart(
-                gain,
-                y_label=f"{_words(merge.metric)} gained",
-                x_label="α",
-                percent=merge.metric in SHARES,
-                mark=merge.alpha if merge.path == "wise-ft" else None,
-            ),
-            "What the tuning gains on the validation split as its weight grows.",
-        )
-    ]
+    chosen = merge.alpha if merge.path == "wise-ft" else None
+    gained = _gain_picture(outcomes, merge.metric, chosen)
     suites = reports.decision.suites if reports.decision else []
     margins = {suite.name: suite.margin for suite in suites if suite.margin}
+    forgotten = _forgetting_picture(outcomes, margins, chosen)
+    return (gained, forgotten) if forgotten else (gained,)
+
+
+def _gain_picture(outcomes: Sequence[AlphaOutcome], metric: str, chosen: float | None) -> Picture:
+    chart = charts.line_chart(
+        [charts.Line("gain", [(item.alpha, item.gain) for item in outcomes])],
+        y_label=f"{_words(metric)} gained",
+        x_label="α",
+        percent=metric in SHARES,
+        mark=chosen,
+    )
+    return Picture(chart, "What the tuning gains on the validation split as its weight grows.")
+
+
+def _forgetting_picture(
+    outcomes: Sequence[AlphaOutcome], margins: Mapping[str, float], chosen: float | None
+) -> Picture | None:
+    """Draw the losses as shares of their margins; None where no benchmark was asked of every measured mixture."""
     measured = [item for item in outcomes if item.within_budget is not None]
     lines = [
         charts.Line(name, [(item.alpha, _loss(item.suites, name) / margin) for item in measured])
         for name, margin in margins.items()
         if all(any(suite.name == name for suite in item.suites) for item in measured)
     ]
-    if lines:
-        chart = charts.line_chart(
-            lines,
-            y_label="loss, as a share of what is allowed",
-            x_label="α",
-            percent=True,
-            mark=merge.alpha if merge.path == "wise-ft" else None,
-            limit=1.0,
-            limit_label="allowed",
-        )
-        caption = "What it forgets meanwhile, on the selection halves of the benchmarks."
-        if len(measured) < len(outcomes):
-            caption += " A dot is a mixture that they were asked of."
-        pictures.append(Picture(chart, caption, tuple(line.name for line in lines)))
-    return tuple(pictures)
+    if not lines:
+        return None
+    chart = charts.line_chart(
+        lines,
+        y_label="loss, as a share of what is allowed",
+        x_label="α",
+        percent=True,
+        mark=chosen,
+        limit=1.0,
+        limit_label="allowed",
+    )
+    caption = "What it forgets meanwhile, on the selection halves of the benchmarks."
+    if len(measured) < len(outcomes):
+        caption += " A dot is a mixture that they were asked of."
+    return Picture(chart, caption, tuple(line.name for line in lines))
 
 
 def _loss(suites: Sequence[Any], name: str) -> float:
@@ -626,8 +633,11 @@ def _views(reports: Reports) -> tuple[str, ...]:
     return tuple(view for item in measures if item.name == READ for view in item.worst)
 
 
-def _flip(flip: Flip) -> Row:
-    return Row((flip.suite, flip.id, flip.extract, f"{flip.base:.3f}", f"{flip.candidate:.3f}"))
+def _flips(merge: MergeReport) -> tuple[Row, ...]:
+    return tuple(
+        Row((flip.suite, flip.id, flip.extract, f"{flip.base:.3f}", f"{flip.candidate:.3f}"))
+        for flip in merge.flips
+    )
 
 
 def _drift_pictures(reports: Reports) -> tuple[Picture, ...]:

@@ -49,24 +49,9 @@ def read_table(
         ConfigError: the group pattern is wrong.
     """
     path = folder / table.file
-    rows = _read_rows(table, path)
     problems: list[str] = []
     dropped: dict[str, int] = {}
-    needed = _needed_columns(table, labels)
-    columns = [str(column) for column in rows if column != "_line"]
-    if rows.empty and not columns:
-        raise DataError(f"{path} has no rows.")
-    wanted = [(column, role) for role, column in needed.items()] + [
-        (column, "where") for column in table.where
-    ]
-    rows = _with_label_column(table, rows, needed)
-    if missing := [f"{column!r} (for {role})" for column, role in wanted if column not in rows]:
-        raise DataError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(columns)}.")
-    rows = _kept(table, rows, dropped)
-    if rows.empty:
-        raise DataError(f"{path} has no rows{' where ' + str(table.where) if table.where else ''}.")
-    frame = pd.DataFrame({role: rows[column] for role, column in needed.items()})
-    frame["line"] = rows["_line"]
+    frame = _by_role(table, _needed_columns(table, labels), path, dropped)
     frame = _contents(table, frame, folder, problems)
     if "id" not in frame:
         frame["id"] = frame["line"]
@@ -87,6 +72,25 @@ def read_table(
     if problems:
         raise DataError(f"{path} cannot be used:", problems)
     return frame.drop(columns="line").astype(_types(frame)).reset_index(drop=True), dropped
+
+
+def _by_role(table: Table, needed: Mapping[str, str], path: Path, dropped: dict[str, int]) -> pd.DataFrame:
+    """Return the wanted rows of the file as they are: a column for each role, and `line`, where each row begins."""
+    rows = _read_rows(table, path)
+    columns = [str(column) for column in rows if column != "_line"]
+    if rows.empty and not columns:
+        raise DataError(f"{path} has no rows.")
+    rows = _with_label_column(table, rows, needed)
+    wanted = [
+        *((column, role) for role, column in needed.items()),
+        *((name, "where") for name in table.where),
+    ]
+    if missing := [f"{column!r} (for {role})" for column, role in wanted if column not in rows]:
+        raise DataError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(columns)}.")
+    rows = _kept(table, rows, dropped)
+    if rows.empty:
+        raise DataError(f"{path} has no rows{' where ' + str(table.where) if table.where else ''}.")
+    return pd.DataFrame({role: rows[column] for role, column in needed.items()}).assign(line=rows["_line"])
 
 
 def _with_label_column(table: Table, rows: pd.DataFrame, needed: Mapping[str, str]) -> pd.DataFrame:
