@@ -167,15 +167,8 @@ def test_every_family_trains_saves_mixes_and_measures(case: str, bases: Path, tm
     ):
         assert model.measure(rows(kind, 48)).loss < untrained
 
-    model.save(tmp_path / "tuned")
-    read = load_model(tmp_path / "tuned", "cpu")
     held = rows(kind, 16, 2)
-    measured = model.measure(held)
-    assert measured.outcomes.shape == measured.losses.shape == (16,)
-    assert np.isfinite(measured.outcomes).all()
-    assert np.allclose(read.measure(held).outcomes, measured.outcomes, atol=1e-6)
-    assert weights_fingerprint(read.backbone) == weights_fingerprint(model.backbone)
-
+    read = _saved_and_read_again(model, tmp_path / "tuned", held)
     start = family(model.task).load_start(base, tmp_path / "tuned", "cpu")
     assert weights_fingerprint(start.backbone) != weights_fingerprint(model.backbone)
     assert weights_fingerprint(start.backbone) == weights_fingerprint(
@@ -189,6 +182,17 @@ def test_every_family_trains_saves_mixes_and_measures(case: str, bases: Path, tm
     assert np.isfinite(half.measure(held).outcomes).all()
     _moves(start, read, held)
     assert start.measure(rows(kind, 16, 1)).score == pytest.approx(model.start_score, abs=1e-6)
+
+
+def _saved_and_read_again(model: Model, folder: Path, held: pd.DataFrame) -> Model:
+    model.save(folder)
+    read = load_model(folder, "cpu")
+    measured = model.measure(held)
+    assert measured.outcomes.shape == measured.losses.shape == (len(held),)
+    assert np.isfinite(measured.outcomes).all()
+    assert np.allclose(read.measure(held).outcomes, measured.outcomes, atol=1e-6)
+    assert weights_fingerprint(read.backbone) == weights_fingerprint(model.backbone)
+    return read
 
 
 def _moves(start: Model, tuned: Model, held: pd.DataFrame) -> None:

@@ -165,6 +165,28 @@ def _finetune() -> r.FinetuneReport:
     )
 
 
+def _base() -> r.Base:
+    return r.Base(
+        source=FIRST.source,
+        resolved=FIRST.source,
+        fingerprint=FIRST.fingerprint,
+        files=[],
+        architecture="bert",
+        first_base=FIRST,
+    )
+
+
+def _history() -> list[dict[str, float]]:
+    return [
+        {
+            "step": float(step),
+            "loss": 0.6 * math.exp(-step / 40) + 0.15 + 0.02 * math.sin(step),
+            "validation_loss": 0.29 + 0.2 * math.exp(-step / 30) if step % 28 == 0 else math.nan,
+        }
+        for step in range(2, 113, 2)
+    ]
+
+
 def run_reports(kind: str = "pass") -> Reports:
     """Make the reports of a believable run: pass, fail, inconclusive or gate."""
     losses = {
@@ -182,14 +204,7 @@ def run_reports(kind: str = "pass") -> Reports:
         worst=[f"12_3 ~ 12_4: {ATTACK}"],
     )
     return Reports(
-        base=r.Base(
-            source=FIRST.source,
-            resolved=FIRST.source,
-            fingerprint=FIRST.fingerprint,
-            files=[],
-            architecture="bert",
-            first_base=FIRST,
-        ),
+        base=_base(),
         schema=_schema(),
         validate=r.ValidateReport(rows=2985, expectations=[], failed_expectations=0),
         check=r.CheckReport(rows=2985, sampled_rows={"train": 1766}, measures=[measure]),
@@ -199,14 +214,7 @@ def run_reports(kind: str = "pass") -> Reports:
         pin=r.Pin(registry_name="sentiment", champion=3, champion_model="f" * 64, first_base=FIRST),
         evaluate=_evaluate(),
         decision=_decision(loss, half),
-        history=[
-            {
-                "step": float(step),
-                "loss": 0.6 * math.exp(-step / 40) + 0.15 + 0.02 * math.sin(step),
-                "validation_loss": 0.29 + 0.2 * math.exp(-step / 30) if step % 28 == 0 else math.nan,
-            }
-            for step in range(2, 113, 2)
-        ],
+        history=_history(),
     )
 
 

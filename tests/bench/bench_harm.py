@@ -202,6 +202,13 @@ def _summary(scope: str, results: Sequence[Result]) -> Iterator[Figure]:
         yield Figure(
             f"{label}: rank correlation", order, "", len(names), seeds, goal=order_goal, met=order_met
         )
+    yield from _interval_figures(scope, results)
+
+
+def _interval_figures(scope: str, results: Sequence[Result]) -> Iterator[Figure]:
+    """Give how often our intervals cover, and what some labelled rows of the target make of ours."""
+    names = {result.name for result in results}
+    seeds = len({result.seed for result in results})
     covered = np.mean([r.interval[0] <= r.actual <= r.interval[1] for r in results])
     width = np.mean([r.interval[1] - r.interval[0] for r in results])
     met = bool(0.85 <= covered <= 0.95)
