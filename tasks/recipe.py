@@ -594,8 +594,13 @@ class Tune(Section):
     """Shares of the blocks that stay as they are."""
     l2_sp: list[Annotated[float, Field(ge=0)]] = Field(default=[0.0])
     """Strengths of the pull back to the base."""
+    layer_decay: list[Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=list)
+    """Layer-wise decays of the rate; that of `finetune` when empty."""
     replay_share: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.0])
     """Shares of replayed rows; above 0 they need `data.replay`."""
+    distill: list[Annotated[float, Field(ge=0)]] = Field(default_factory=list)
+    """Weights of keeping the base's answers; that of `finetune` when empty. Trials that replay rows which may lack labels
+    draw from those above 0."""
     average_last: list[Fraction] = Field(default=[0.0])
     """Shares of the last steps whose weights are averaged."""
     lora_ranks: list[Annotated[int, Field(ge=1)]] = Field(default=[8])
@@ -753,9 +758,13 @@ def _unlabelled_replay_problems(recipe: Recipe) -> list[str]:
         problems.append(
             "finetune.ewc finds what matters by a loss: data.replay needs labels (may_lack_labels: false)"
         )
-    replays = section.replay_share or (recipe.tune and any(recipe.tune.replay_share))
-    if replays and not section.distill:
+    if section.replay_share and not section.distill:
         problems.append("finetune.distill: replayed rows that may lack labels teach nothing without it")
+    searched = recipe.tune
+    if searched and any(searched.replay_share) and not any(searched.distill or [section.distill]):
+        problems.append(
+            "tune.distill: replayed rows that may lack labels teach nothing without it; give strengths above 0"
+        )
     return problems
 
 

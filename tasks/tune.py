@@ -16,7 +16,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ def sample(trial: Any, section: Tune, recipe: Recipe) -> dict[str, Any]:
         method for method in SEARCHED if method in USUAL_RATES[kind.task]
     ]
     method = trial.suggest_categorical("method", methods)
+    share = trial.suggest_categorical("replay_share", section.replay_share)
     low, high = section.learning_rates or USUAL_RANGE
     multiple = trial.suggest_float("rate_multiple", low, high, log=True)
     changes: dict[str, Any] = {
@@ -102,7 +103,11 @@ def sample(trial: Any, section: Tune, recipe: Recipe) -> dict[str, Any]:
         "learning_rate": float(f"{USUAL_RATES[kind.task][method] * multiple:.3g}"),
         "epochs": trial.suggest_categorical("epochs", section.epochs or [recipe.finetune.epochs]),
         "l2_sp": trial.suggest_categorical("l2_sp", section.l2_sp) if method != "lora" else 0.0,
-        "replay_share": trial.suggest_categorical("replay_share", section.replay_share),
+        "layer_decay": trial.suggest_categorical(
+            "layer_decay", section.layer_decay or [recipe.finetune.layer_decay]
+        ),
+        "replay_share": share,
+        "distill": _distilled(trial, section.distill or [recipe.finetune.distill], share, recipe),
         "average_last": trial.suggest_categorical("average_last", section.average_last),
         "freeze_layers": _frozen(trial.suggest_categorical("freeze_layers", section.freeze_layers)),
         "lora": None,
@@ -114,6 +119,15 @@ def sample(trial: Any, section: Tune, recipe: Recipe) -> dict[str, Any]:
             mode="json"
         )
     return changes
+
+
+def _distilled(trial: Any, strengths: Sequence[float], share: float, recipe: Recipe) -> float:
+    """Draw a strength of distillation; one above 0 where the trial replays rows that may lack labels."""
+    replay = recipe.data.replay
+    if share and replay and replay.may_lack_labels:
+        positive = [strength for strength in strengths if strength]
+        return float(trial.suggest_categorical("distill of replayed rows", positive))
+    return float(trial.suggest_categorical("distill", strengths))
 
 
 def _frozen(share: float) -> float | int:

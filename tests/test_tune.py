@@ -231,6 +231,8 @@ def test_without_a_winner_every_reason_is_said() -> None:
         ({"learning_rates": [5.0, 0.1]}, "the least multiple comes first"),
         ({"learning_rates": [1.0, 50.0]}, "more than 10 times the usual rate"),
         ({"replay_share": [0.0, 0.3]}, "needs data.replay"),
+        ({"distill": [-1.0]}, "tune.distill"),
+        ({"layer_decay": [0.0]}, "tune.layer_decay"),
         ({"trials": 0}, "tune.trials"),
     ],
 )
@@ -265,6 +267,33 @@ def test_whatever_a_recipes_search_tries_could_become_a_run(name: str, tmp_path:
         assert load_recipe(changed).finetune.learning_rate == changes["learning_rate"]
         tried.add((changes["method"], changes["l2_sp"] > 0))
     assert len(tried) > len(loaded.tune.methods), "with L2-SP and without"
+
+
+def test_rows_without_labels_are_replayed_only_to_be_distilled() -> None:
+    """A trial that replays them draws from the strengths above 0, any other from all of them."""
+    loaded = load_recipe(recipe_path(CHECKOUT, "medical-imaging"))
+    assert loaded.tune is not None
+    assert loaded.data.replay is not None and loaded.data.replay.may_lack_labels
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    drawn = [sample(study.ask(), loaded.tune, loaded) for _ in range(40)]
+    assert {(made["replay_share"], made["distill"]) for made in drawn} == {(0.0, 0.0), (0.0, 1.0), (0.5, 1.0)}
+
+
+def test_a_search_that_would_replay_rows_without_labels_for_nothing_is_refused(tmp_path: Path) -> None:
+    changed = recipe_path(tmp_path, "medical-imaging")
+    changed.parent.mkdir()
+    shutil.copy(recipe_path(CHECKOUT, "medical-imaging"), changed)
+    with pytest.raises(ConfigError, match="tune.distill: replayed rows that may lack labels teach nothing"):
+        change_recipe(changed, {"tune.distill": [0.0]})
+
+
+def test_what_a_search_does_not_vary_is_as_the_recipe_trains(paths: Paths) -> None:
+    recipe = searched(paths)
+    trains = recipe.finetune.model_copy(update={"layer_decay": 0.8, "distill": 0.5})
+    recipe = recipe.model_copy(update={"finetune": trains})
+    assert recipe.tune is not None
+    made = sample(optuna.create_study().ask(), recipe.tune, recipe)
+    assert (made["layer_decay"], made["distill"]) == (0.8, 0.5)
 
 
 # --- the command ---------------------------------------------------------------------------------------
