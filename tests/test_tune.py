@@ -273,7 +273,8 @@ def test_rows_without_labels_are_replayed_only_to_be_distilled() -> None:
     """A trial that replays them draws from the strengths above 0, any other from all of them."""
     loaded = load_recipe(recipe_path(CHECKOUT, "medical-imaging"))
     assert loaded.tune is not None
-    assert loaded.data.replay is not None and loaded.data.replay.may_lack_labels
+    assert loaded.data.replay is not None
+    assert loaded.data.replay.may_lack_labels
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     drawn = [sample(study.ask(), loaded.tune, loaded) for _ in range(40)]
     assert {(made["replay_share"], made["distill"]) for made in drawn} == {(0.0, 0.0), (0.0, 1.0), (0.5, 1.0)}
@@ -283,7 +284,7 @@ def test_a_search_that_would_replay_rows_without_labels_for_nothing_is_refused(t
     changed = recipe_path(tmp_path, "medical-imaging")
     changed.parent.mkdir()
     shutil.copy(recipe_path(CHECKOUT, "medical-imaging"), changed)
-    with pytest.raises(ConfigError, match="tune.distill: replayed rows that may lack labels teach nothing"):
+    with pytest.raises(ConfigError, match=r"tune\.distill: replayed rows that may lack labels teach nothing"):
         change_recipe(changed, {"tune.distill": [0.0]})
 
 
