@@ -287,8 +287,7 @@ def tune(
     )
     best = winner(found, allowed)
     if not then_run:
-        settings = [shlex.quote(f"{field}={json.dumps(value)}") for field, value in best.changes.items()]
-        words = "".join(f" --set {setting}" for setting in settings)
+        words = "".join(f" --set {shlex.quote(setting)}" for setting in _settings(best, root, recipe))
         say(f"Trial {best.number} is the best. To run it: retain run {recipe}{words}")
         return
     say(f"Trial {best.number} is the best, and becomes a run.")
@@ -298,6 +297,18 @@ def tune(
     say()
     say(_same_model(best, result))
     _tell(root, recipe, result)
+
+
+def _settings(trial: Trial, root: Path, recipe: str) -> list[str]:
+    """Return what `--set` needs to make a trial's run: where it differs from the recipe."""
+    from tasks.recipe import load_recipe, recipe_path
+
+    trains = load_recipe(recipe_path(root, recipe)).finetune.model_dump(mode="json")
+    return [
+        f"{field}={json.dumps(value)}"
+        for field, value in trial.changes.items()
+        if trains[field.removeprefix("finetune.")] != value
+    ]
 
 
 def _same_model(trial: Trial, result: FlowResult) -> str:
@@ -310,12 +321,8 @@ def _same_model(trial: Trial, result: FlowResult) -> str:
 
 
 def _trial_row(trial: Trial, allowed: Mapping[str, float]) -> tuple[str, ...]:
-    changed = {field.removeprefix("finetune."): value for field, value in trial.changes.items() if value}
-    if lora := changed.pop("lora", None):
-        changed["rank"] = lora["rank"]
-    what = ", ".join(f"{name} {value}" for name, value in changed.items())
     if trial.gain is None or trial.tuned_gain is None:
-        return (str(trial.number), trial.state, "", "", "", "", what)
+        return (str(trial.number), trial.state, "", "", "", "", trial.settings)
     shares = [
         max((losses[name] / margin for name, margin in allowed.items()), default=0.0)
         for losses in (trial.kept or {}, trial.losses or {})
@@ -329,7 +336,7 @@ def _trial_row(trial: Trial, allowed: Mapping[str, float]) -> tuple[str, ...]:
         kept,
         f"{trial.tuned_gain:+.4f}",
         lost,
-        what,
+        trial.settings,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tasks.errors import Refused, StageError
 from tasks.files import write_text
 from tasks.paths import Paths
+from tasks.recipe import Finetune
 
 NAMED = 5
 """Failures that a refusal quotes at most."""
@@ -44,10 +45,25 @@ class Trial:
         """Whether it ended by an error."""
         return self.state.startswith("failed")
 
+    @property
+    def settings(self) -> str:
+        """What it trained with, in words, but for what changes nothing (no pull to the base, say)."""
+        words = []
+        for field, value in self.changes.items():
+            name = field.removeprefix("finetune.")
+            if name == "lora":
+                words += [f"rank {value['rank']}"] if value else []
+            elif value != Finetune.model_fields[name].default:
+                words.append(f"{name} {value}")
+        return ", ".join(words)
+
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Sort trials: the greatest gain within the budget first, what did not end last."""
-    return sorted(trials, key=lambda trial: (trial.gain is None, -(trial.gain or 0.0), trial.number))
+    """Sort trials: the greatest gain within the budget first, of equals that nearest to its base; unended ones last."""
+    return sorted(
+        trials,
+        key=lambda trial: (trial.gain is None, -(trial.gain or 0.0), trial.alpha or 0.0, trial.number),
+    )
 
 
 def winner(trials: Sequence[Trial], margins: Mapping[str, float]) -> Trial:

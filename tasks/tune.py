@@ -327,9 +327,7 @@ def _say(trial: Trial) -> None:
         trial.path,
         trial.alpha,
         trial.tuned_gain,
-        ", ".join(
-            f"{name.removeprefix('finetune.')} {value}" for name, value in trial.changes.items() if value
-        ),
+        trial.settings,
     )
 
 
