@@ -41,11 +41,8 @@ def merge(
     device = pick_device()
     with hold_device(device):
         schema, tables = read_splits(paths)
-        kind = family(schema.task)
-        ends = Ends(
-            kind.load_start(base_folder(base, paths.root), paths.tuned, device, settings.precision),
-            kind.load(paths.tuned, device, settings.precision),
-        )
+        folder = base_folder(base, paths.root)
+        ends = Ends.load(family(schema.task), folder, paths.tuned, device, settings.precision)
         search = Search(section, settings, budget, rule, paths, base, ends, tables)
         outcomes = search.outcomes()
         chosen = choose(outcomes)

@@ -12,13 +12,15 @@ from sklearn.metrics import f1_score
 
 from tasks import merge as stage
 from tasks import reports
-from tasks.families import load_model
+from tasks.families import family, load_model
 from tasks.files import folder_fingerprint
 from tasks.forgetting import search, way
 from tasks.merge import merge
 from tasks.paths import Paths
 from tasks.recipe import Suite as Margin
 from tasks.recipe import load_recipe
+from tasks.sources import base_folder
+from tasks.splits import read_splits
 from tests.models_data import tuned_project
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -65,6 +67,20 @@ def test_a_tuned_model_that_forgot_nothing_is_looked_below_on_validation_alone(p
         assert bool(found.suites) == (found.alpha in measured)
     assert not report.rescued
     assert report.model == folder_fingerprint(project.chosen)
+
+
+def test_a_search_made_of_the_recipe_is_that_of_the_stage(project: Paths) -> None:
+    report = run(project)
+    recipe = load_recipe(project.root / "recipes" / "tiny.yaml")
+    recipe = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"alphas": ALPHAS})})
+    base = reports.read_report(project.base, reports.Base)
+    folder = base_folder(base, project.root)
+    schema, tables = read_splits(project)
+    ends = search.Ends.load(family(schema.task), folder, project.tuned, "cpu", recipe.evaluate.precision)
+    budget = {"articles": recipe.budget["articles"].model_copy(update={"margin": 0.5})}
+    made = search.Search.of_recipe(recipe, project, base, ends, tables, budget=budget)
+    assert made.outcomes() == report.outcomes
+    assert search.Search.of_recipe(recipe, project, base, ends, tables).budget == recipe.budget
 
 
 def test_gain_on_validation_may_be_counted_in_macro_f1(project: Paths) -> None:

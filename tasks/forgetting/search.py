@@ -14,6 +14,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from tasks.forgetting.suites import Suite, read_suites
 from tasks.forgetting.task_metric import task_measure, task_metric
 from tasks.forgetting.way import BASE, LOOKS, TUNED, Point, walk
 from tasks.paths import Paths
-from tasks.recipe import Decide, Evaluate, Merge
+from tasks.recipe import Decide, Evaluate, Merge, Recipe
 from tasks.recipe import Suite as Margin
 from tasks.training.layers import depths
 
@@ -43,6 +44,15 @@ class Ends:
 
     start: Model
     tuned: Model
+
+    @classmethod
+    def load(cls, kind: type[Model], base: Path, tuned: Path, device: str, precision: str) -> Ends:
+        """Load both from the folders of the base and of the tuned model.
+
+        Raises:
+            StageError: a folder is damaged.
+        """
+        return cls(kind.load_start(base, tuned, device, precision), kind.load(tuned, device, precision))
 
 
 @dataclass
@@ -59,6 +69,21 @@ class Search:
     tables: Mapping[str, pd.DataFrame]
     _mixed: dict[Point, Model] = field(default_factory=dict)
     """The mixture measured last, which often is the one that is kept."""
+
+    @classmethod
+    def of_recipe(
+        cls,
+        recipe: Recipe,
+        paths: Paths,
+        base: reports.Base,
+        ends: Ends,
+        tables: Mapping[str, pd.DataFrame],
+        *,
+        budget: Mapping[str, Margin] | None = None,
+    ) -> Search:
+        """Search as the recipe says; under another `budget` than its own where one is given."""
+        budget = recipe.budget if budget is None else budget
+        return cls(recipe.merge, recipe.evaluate, budget, recipe.decide, paths, base, ends, tables)
 
     def outcomes(self, looks: int = LOOKS) -> list[reports.AlphaOutcome]:
         """Try what the search needs, the two ends and points between them; by path, in the order of α."""

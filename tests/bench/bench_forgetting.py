@@ -84,9 +84,7 @@ class Arena:
             train_model(model, section, train, validation, Path(scratch), self.tables.get(REPLAY))
         seconds = time.process_time() - started
         model.save(tuned)
-        precision = self.recipe.evaluate.precision
-        start = self.kind.load_start(self.folder, tuned, "cpu", precision)
-        return Ends(start, self.kind.load(tuned, "cpu", precision)), seconds
+        return Ends.load(self.kind, self.folder, tuned, "cpu", self.recipe.evaluate.precision), seconds
 
     def report(self, outcome: reports.AlphaOutcome, start: Model, candidate: Model) -> Found:
         """Measure a model on the test split and the report halves; `outcome` is what it was chosen by."""
@@ -114,11 +112,8 @@ class Arena:
 
     def search(self, ends: Ends) -> Search:
         """Return a search for the mixture that gains most within the budget on the selection halves."""
-        recipe = self.recipe
-        gating = {name: recipe.budget[name] for name in self.gating}
-        return Search(
-            recipe.merge, recipe.evaluate, gating, recipe.decide, self.paths, self.base, ends, self.tables
-        )
+        gating = {name: self.recipe.budget[name] for name in self.gating}
+        return Search.of_recipe(self.recipe, self.paths, self.base, ends, self.tables, budget=gating)
 
 
 def results_of(arena: Arena, seeds: int) -> Iterator[Result]:

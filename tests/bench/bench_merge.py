@@ -204,11 +204,7 @@ class _Demo:
         self.base = reports.read_report(paths.base, reports.Base)
         self.schema, self.tables = read_splits(paths)
         self.kind, self.folder = family(self.schema.task), base_folder(self.base, paths.root)
-        precision = self.recipe.evaluate.precision
-        self.ends = Ends(
-            self.kind.load_start(self.folder, paths.tuned, "cpu", precision),
-            self.kind.load(paths.tuned, "cpu", precision),
-        )
+        self.ends = Ends.load(self.kind, self.folder, paths.tuned, "cpu", self.recipe.evaluate.precision)
 
     def training_seconds(self) -> float:
         """Train on the first rows for an epoch, and return what all rows and epochs would take."""
@@ -224,11 +220,10 @@ class _Demo:
 
     def search_seconds(self, margin: float, looks: int = LOOKS) -> float:
         """Search under a budget of this margin for every gating benchmark."""
-        budget = self.recipe.budget.items()
-        given = {name: Suite(margin=margin) if suite.margin else suite for name, suite in budget}
-        merge, evaluate, rule = self.recipe.merge, self.recipe.evaluate, self.recipe.decide
+        own = self.recipe.budget.items()
+        budget = {name: Suite(margin=margin) if suite.margin else suite for name, suite in own}
         started = time.process_time()
-        search = Search(merge, evaluate, given, rule, self.paths, self.base, self.ends, self.tables)
+        search = Search.of_recipe(self.recipe, self.paths, self.base, self.ends, self.tables, budget=budget)
         chosen = choose(search.outcomes(looks))
         search.model(chosen.path, chosen.alpha)
         return time.process_time() - started
