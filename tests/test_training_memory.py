@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -147,14 +148,20 @@ def test_compiled_blocks_read_packs_to_the_same_loss(tmp_path: Path) -> None:
 
 
 def test_another_pack_is_not_compiled_again(tmp_path: Path) -> None:
+    torch._dynamo.reset()  # what another test compiled would be taken here
     trainer = short_trainer(tmp_path, **PLAIN)
     compile_blocks(trainer.network, backend="eager")
     trainer.model.train_mode()
+    packs = [np.arange(first, first + 8) for first in (0, 8, 16, 24)]
+    made = []
     with trainer.fast():
-        trainer._backward(np.arange(8), np.arange(0))
-        with torch._dynamo.config.patch(error_on_recompile=True):
-            for first in (8, 16, 24):
-                trainer._backward(np.arange(first, first + 8), np.arange(0))
+        for rows in packs:
+            before = counters["stats"]["unique_graphs"]
+            trainer._backward(rows, np.arange(0))
+            made.append(counters["stats"]["unique_graphs"] - before)
+    assert len({int(trainer.examples.lengths[rows].sum()) for rows in packs}) == 4, "of other sizes each"
+    assert made[0] > 0, "graphs of the first"
+    assert made[1:] == [0, 0, 0]
 
 
 # --- logits -------------------------------------------------------------------------------------------
