@@ -36,6 +36,8 @@ class Method:
 
 
 LORA = {"rank": 8, "alpha": 16.0}
+ALONE = {"replay_share": 0.0, "distill": 0.0}
+"""A recipe may do these by itself; here each method stands alone."""
 HARD = 3.0
 """Times the rate at which models learn fast and forget much."""
 METHODS = (
@@ -112,7 +114,7 @@ class Case:
         if "lora" in changes and self.lora_targets:
             changes["lora"] = {**LORA, "targets": list(self.lora_targets)}
         rate = float(f"{known[changes['method']] * self.times * method.times:.3g}")
-        settled = {"lora": None, "learning_rate": rate, "seed": seed}
+        settled = {"lora": None, "learning_rate": rate, "seed": seed, **ALONE}
         return recipe.finetune.model_dump(mode="json") | settled | changes
 
 
