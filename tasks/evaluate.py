@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from tasks.device import hold_device
 from tasks.errors import StageError
 from tasks.families import family, load_model
 from tasks.families.interface import Measured, Model
-from tasks.files import folder_fingerprint, write_text
+from tasks.files import atomic_folder, folder_fingerprint, write_text
 from tasks.forgetting.bootstrap import group_weights, interval, macro_f1, micro_f1
 from tasks.forgetting.measure import Subject, compare, records, reference
 from tasks.forgetting.rule import paired_loss
@@ -49,20 +48,12 @@ def evaluate(section: Evaluate, rule: Decide, *, paths: Paths) -> None:
     """
     base, pin = reports.read_report(paths.base, reports.Base), reports.read_report(paths.pin, reports.Pin)
     device = pick_device()
-    paths.out.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=paths.out, prefix=".records."))
-    try:
-        with hold_device(device):
-            candidate = load_model(paths.chosen, device, section.precision)
-            folder = base_folder(base, paths.root)
-            start = family(candidate.task).load_start(folder, paths.tuned, device, section.precision)
-            suites = list(_suites(section, base, start, candidate, paths, aside))
-            targets = list(_targets(section, rule, pin, start, candidate, paths, aside))
-        shutil.rmtree(paths.records, ignore_errors=True)
-        aside.chmod(0o755)
-        aside.rename(paths.records)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with atomic_folder(paths.records) as aside, hold_device(device):
+        candidate = load_model(paths.chosen, device, section.precision)
+        folder = base_folder(base, paths.root)
+        start = family(candidate.task).load_start(folder, paths.tuned, device, section.precision)
+        suites = list(_suites(section, base, start, candidate, paths, aside))
+        targets = list(_targets(section, rule, pin, start, candidate, paths, aside))
     report = reports.EvaluateReport(
         base_model=base.fingerprint,
         candidate_model=folder_fingerprint(paths.chosen),

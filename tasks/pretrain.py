@@ -11,9 +11,7 @@ import argparse
 import json
 import logging
 import math
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from transformers import (
 
 from tasks.errors import DataError, PipelineError
 from tasks.families.image_classification import PREPROCESSOR, Preprocessing, augmented
-from tasks.files import write_text
+from tasks.files import atomic_folder, write_text
 from tasks.training.layers import rate_share
 
 log = logging.getLogger(__name__)
@@ -136,9 +134,7 @@ def _accuracy(model: PreTrainedModel, preprocessing: Preprocessing, pixels: Tens
 
 
 def _write(model: PreTrainedModel, preprocessing: Preprocessing, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with atomic_folder(out) as aside:
         model.save_pretrained(aside, safe_serialization=True)
         described = {
             "size": {"height": SIDE, "width": SIDE},
@@ -146,11 +142,6 @@ def _write(model: PreTrainedModel, preprocessing: Preprocessing, out: Path) -> N
             "image_std": list(preprocessing.deviation),
         }
         write_text(aside / PREPROCESSOR, json.dumps(described, indent=2) + "\n")
-        aside.chmod(0o755)
-        shutil.rmtree(out, ignore_errors=True)
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _read(labels: Path) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tasks.errors import ConfigError, DataError
-from tasks.files import atomic_path, disk_full, fingerprint, sha256_of, write_text
+from tasks.files import atomic_folder, atomic_path, disk_full, fingerprint, sha256_of, write_text
 from tasks.paths import Paths, registry_root, store
 from tasks.recipe import Recipe
 from tasks.reports import Base, FileRecord, FirstBase
@@ -215,16 +215,10 @@ def _fetch(source: Source, destination: Path, root: Path) -> None:
         with atomic_path(destination) as aside:
             shutil.copyfile(origin, aside)
         return
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    aside_folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
-    try:
+    with atomic_folder(destination) as aside:
         shutil.copytree(
-            origin, aside_folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+            origin, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
         )
-        aside_folder.chmod(0o755)
-        aside_folder.rename(destination)
-    finally:
-        shutil.rmtree(aside_folder, ignore_errors=True)
 
 
 def _local_path(source: Source, root: Path) -> Path:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from tasks.files import atomic_path, disk_full, fingerprint, folder_fingerprint, sha256_of, write_text
+from tasks.files import (
+    atomic_folder,
+    atomic_path,
+    disk_full,
+    fingerprint,
+    folder_fingerprint,
+    sha256_of,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_whole_with_the_rights_of_any_new_file(tmp_path: Path) -> None:
@@ -20,6 +29,33 @@ def test_a_file_is_replaced_whole_with_the_rights_of_any_new_file(tmp_path: Path
     ordinary.touch()
     assert path.stat().st_mode == ordinary.stat().st_mode
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_folder_is_replaced_whole_with_the_rights_of_any_other(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "model"
+    for name in ("one", "two"):
+        with atomic_folder(folder) as aside:
+            (aside / name).write_text(name)
+        assert [path.name for path in folder.iterdir()] == [name]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("end", [ValueError("a bug"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path, end: BaseException) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+
+    def write_half() -> None:
+        with atomic_folder(folder) as aside:
+            (aside / "weights").write_text("half")
+            raise end
+
+    with pytest.raises(type(end)):
+        write_half()
+    assert (folder / "weights").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("end", [ValueError("a bug"), KeyboardInterrupt()])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 from tasks.errors import StageError
 from tasks.families import DESCRIPTION
-from tasks.files import write_text
+from tasks.files import atomic_folder, write_text
 from tasks.training.batches import epoch_batches
 
 if TYPE_CHECKING:
@@ -216,16 +214,9 @@ class Model(Embedder):
 
     def save(self, folder: Path) -> None:
         """Write a model folder, whole or not at all; it replaces what lay there."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        with atomic_folder(folder) as aside:
             self._write(aside)
             write_text(aside / DESCRIPTION, self.description + "\n")
-            aside.chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
     @abstractmethod
     def _write(self, folder: Path) -> None:
