@@ -92,6 +92,19 @@ def test_the_same_content_is_published_once_whatever_the_run(registry: Registry,
     assert publish(registry, model, other=1) == Published(3, created=True)
 
 
+def test_publishing_reads_each_manifest_once(
+    registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (1, 2, 3):
+        publish(registry, make_model(model, version / 10))
+    asked, read = [], registry.storage.read
+    monkeypatch.setattr(registry.storage, "read", lambda key: asked.append(key) or read(key))
+    assert publish(registry, make_model(model, 0.9)).version == 4
+    assert sorted(key for key in asked if "/versions/" in key) == [
+        f"models/sentiment/versions/{version:06d}.json" for version in (1, 2, 3)
+    ]
+
+
 def test_reports_travel_with_the_version(registry: Registry, model: Path, tmp_path: Path) -> None:
     (tmp_path / "decision.json").write_text('{"verdict": "PASS"}')
     registry.publish(

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from tasks.reports import FileRecord, Report
 GRACE_SECONDS = 7 * 24 * 3600.0
 """Age from which an unreferenced blob is garbage. Publishers renew what they use at half of it."""
 ALLOWED = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md", ".yaml", ".csv", ".parquet")
+"""Endings of files that a release may hold: none of them runs code when it is loaded."""
 VERSION = re.compile(r"models/([^/]+)/versions/(\d+)\.json$", re.ASCII)
 NUMBER = re.compile(r"[0-9]{1,9}")
 TRIES = 50
@@ -193,21 +194,20 @@ class Registry:
         _check_name(name)
         _check_json({"metrics": metrics, "lineage": lineage})
         _check_reports(reports)
-        sources = _model_files(folder)
-        files = [_record(path, path.relative_to(folder).as_posix()) for path in sources]
+        files = {path: _record(path, path.relative_to(folder).as_posix()) for path in _model_files(folder)}
         report_files = {key: _record(path, path.name) for key, path in sorted(reports.items())}
-        blobs = [*zip(sources, files, strict=True)]
-        blobs += [(reports[key], record) for key, record in report_files.items()]
-        digest = content_digest(name, files, report_files, dict(metrics), dict(lineage))
-        if (known := self._version_of(name, digest, after=0)) is not None:
+        blobs = [*files.items(), *((reports[key], record) for key, record in report_files.items())]
+        digest = content_digest(name, [*files.values()], report_files, dict(metrics), dict(lineage))
+        versions = self.versions(name)
+        if (known := self._with_content(name, versions, digest)) is not None:
             self._put_missing(blobs)
             return Published(known, created=False)
         for path, record in blobs:
             self._put_blob(path, record)
         manifest = Manifest(
             name=name,
-            version=1,
-            files=files,
+            version=1,  # until one is claimed
+            files=[*files.values()],
             reports=report_files,
             metrics=dict(metrics),
             lineage=dict(lineage),
@@ -216,7 +216,7 @@ class Registry:
             run_id=run_id,
             created_at=_now(),
         )
-        published = self._claim(manifest)
+        published = self._claim(manifest, seen=max(versions, default=0))
         self._put_missing(blobs)  # a collector that read the manifests before ours may have taken one
         return published
 
@@ -281,12 +281,9 @@ class Registry:
         Raises:
             RegistryError: a manifest cannot be read: then nothing is removed.
         """
+        manifests = (self.resolve(name, version) for name in self.names() for version in self.versions(name))
         referenced = {
-            file.sha256
-            for name in self.names()
-            for version in self.versions(name)
-            for manifest in [self.resolve(name, version)]
-            for file in [*manifest.files, *manifest.reports.values()]
+            file.sha256 for manifest in manifests for file in (*manifest.files, *manifest.reports.values())
         }
         garbage = [
             stored
@@ -316,28 +313,29 @@ class Registry:
     def attempts(self, name: str, half: str) -> list[str]:
         """Return the fingerprints of the candidates that were measured on a report half, the first one first."""
         found = []
-        for stored in self.storage.list(_attempt_key(name, half, 0).rpartition("/")[0] + "/"):
+        for stored in self.storage.list(_attempts_prefix(name, half)):
             if stored.key.endswith(".json") and (read := self.storage.read(stored.key)) is not None:
                 found.append(_parse(Attempt, read[0], f"{self.storage.place}/{stored.key}"))
         return [attempt.model for attempt in sorted(found, key=lambda attempt: attempt.number)]
 
     # --- steps of the above
 
-    def _claim(self, manifest: Manifest) -> Published:
-        seen = 0
+    def _claim(self, manifest: Manifest, *, seen: int) -> Published:
+        """Create the manifest under the next number; of the versions up to `seen`, none has its content."""
         for _ in range(TRIES):
-            versions = self.versions(manifest.name)
-            if (known := self._version_of(manifest.name, manifest.digest, after=seen)) is not None:
+            newer = [version for version in self.versions(manifest.name) if version > seen]
+            if (known := self._with_content(manifest.name, newer, manifest.digest)) is not None:
                 return Published(known, created=False)
-            seen = versions[-1] if versions else 0
+            seen = max(newer, default=seen)
             claimed = manifest.model_copy(update={"version": seen + 1})
             if self.storage.create(_version_key(manifest.name, seen + 1), _bytes(claimed)):
                 return Published(seen + 1, created=True)
         raise RegistryError(f"{manifest.name!r}: {TRIES} version numbers were taken by others; try again.")
 
-    def _version_of(self, name: str, digest: str, *, after: int) -> int | None:
-        for version in reversed(self.versions(name)):
-            if version > after and self.resolve(name, version).digest == digest:
+    def _with_content(self, name: str, versions: Sequence[int], digest: str) -> int | None:
+        """Return the newest of these versions with this digest."""
+        for version in reversed(versions):
+            if self.resolve(name, version).digest == digest:
                 return version
         return None
 
@@ -488,9 +486,13 @@ def _version_key(name: str, version: int) -> str:
     return f"models/{name}/versions/{version:06d}.json"
 
 
-def _attempt_key(name: str, half: str, number: int) -> str:
+def _attempts_prefix(name: str, half: str) -> str:
     _check_name(name)
-    return f"models/{name}/attempts/{half[:16]}/{number:06d}.json"
+    return f"models/{name}/attempts/{half[:16]}/"
+
+
+def _attempt_key(name: str, half: str, number: int) -> str:
+    return f"{_attempts_prefix(name, half)}{number:06d}.json"
 
 
 def _alias_key(name: str, alias: str) -> str:
