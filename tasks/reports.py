@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import StageError
 from tasks.files import write_text
@@ -245,6 +245,8 @@ class Flip(Part):
     suite: str
     id: str
     extract: str
+    picture: Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")] | None = None
+    """Of an image: a small copy, as a `data:` address."""
     base: float
     candidate: float
 

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -635,7 +636,10 @@ def _views(reports: Reports) -> tuple[str, ...]:
 
 def _flips(merge: MergeReport) -> tuple[Row, ...]:
     return tuple(
-        Row((flip.suite, flip.id, flip.extract, f"{flip.base:.3f}", f"{flip.candidate:.3f}"))
+        Row(
+            (flip.suite, flip.id, flip.extract, f"{flip.base:.3f}", f"{flip.candidate:.3f}"),
+            drawing=f'<img class="example" alt="" src="{escape(flip.picture)}">' if flip.picture else "",
+        )
         for flip in merge.flips
     )
 
@@ -751,7 +755,7 @@ def _render(template: str, summary: Summary) -> str:
 
 def _marked(text: str) -> str:
     """Return HTML in which what stands between ⟦ and ⟧ is marked."""
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
     return Markup(str(escape(text)).replace("⟦", "<mark>").replace("⟧", "</mark>"))
 

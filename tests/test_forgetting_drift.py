@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from tasks.forgetting.drift import (
     FEWEST_INPUTS,
@@ -80,7 +82,17 @@ def test_an_image_is_asked_itself_and_not_the_name_of_its_file() -> None:
     assert sorted(original_inputs([shown])["image"]) == [b"1", b"2", b"3"]
     assert len(sample(rows.assign(text="x" * MOST_CHARACTERS, group=list("abc")))) == 3
     assert [item.slice for item in flip_slices(shown, np.ones(3), np.zeros(3))] == []
-    assert shown.extract(1) == "dog.png"
+
+
+def test_an_example_that_is_an_image_is_shown_with_its_label() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(file, "PNG")
+    rows = pd.DataFrame({"text": ["cat.png"], "image": [file.getvalue()], "label": [1]})
+    shown = suite("head", rows, labels=["dog", "cat"])
+    assert shown.extract(0) == "cat"
+    assert str(shown.picture(0)).startswith("data:image/png;base64,")
+    told = suite("probe", pd.DataFrame({"text": ["it purrs"], "label": [1]}), labels=["dog", "cat"])
+    assert (told.extract(0), told.picture(0)) == ("it purrs → cat", None)
 
 
 def test_flips_are_counted_by_label_length_and_what_the_recipe_names() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -22,6 +23,7 @@ from tasks.measures.images import (
     image_normal_form,
     near_image_clusters,
     perceptual_hash,
+    thumbnail,
 )
 
 
@@ -174,3 +176,27 @@ def test_all_images_that_cannot_be_decoded_are_named() -> None:
 def test_no_images_are_no_clusters() -> None:
     assert near_image_clusters([]).tolist() == []
     assert image_leaks(PLAIN[:2], []).tolist() == [-1, -1]
+
+
+def shown(content: bytes) -> Image.Image:
+    head, _, encoded_picture = thumbnail(content).partition(",")
+    assert head == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(encoded_picture)))
+
+
+def test_a_report_shows_a_small_image_as_it_is_and_a_large_one_smaller() -> None:
+    small = scene(1, 28)
+    assert np.array_equal(np.asarray(shown(encoded(small))), small)
+    large = shown(encoded(scene(2, 400)[:, :200]))
+    assert large.size == (48, 96), "its proportions are kept"
+
+
+def test_a_report_shows_deep_and_printed_images_too() -> None:
+    deep = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+    grey = np.asarray(shown(encoded(deep)))
+    assert (grey.min(), grey.max()) == (0, 255)
+    file = io.BytesIO()
+    Image.fromarray(scene(3)).convert("CMYK").save(file, "JPEG")
+    assert shown(file.getvalue()).mode == "RGB"
+    with pytest.raises(DataError, match="cannot be decoded"):
+        thumbnail(b"no image")

@@ -186,6 +186,7 @@ def test_flips_show_what_decides_first_and_each_suite_in_turn() -> None:
                 name=name,
                 examples=pd.DataFrame({"id": [f"e{row}" for row in range(len(values))]}),
                 extract=str,
+                picture=lambda row: None,
             )
             for name, values in lost.items()
         ],

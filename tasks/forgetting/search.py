@@ -130,17 +130,21 @@ class Search:
     def _lost(self, suite: Suite) -> list[reports.Flip]:
         """Return the examples of a suite that the tuned model lost, the worst first."""
         before, after = self._reference.outcomes(suite), self._tuned_subject.outcomes(suite)
-        found = [
+        ids = suite.examples["id"].astype(str)
+        lost = sorted(
+            np.flatnonzero(before > after), key=lambda row: (after[row] - before[row], ids.iloc[row])
+        )
+        return [
             reports.Flip(
                 suite=suite.name,
-                id=str(suite.examples["id"].iloc[row]),
+                id=ids.iloc[row],
                 extract=suite.extract(int(row)),
+                picture=suite.picture(int(row)),
                 base=float(before[row]),
                 candidate=float(after[row]),
             )
-            for row in np.flatnonzero(before > after)
+            for row in lost[:FLIPS]
         ]
-        return sorted(found, key=lambda flip: (flip.candidate - flip.base, flip.id))
 
     def slices(self) -> list[reports.FlipSlice]:
         """Return where the tuned model lost and won, by slice of the selection halves."""

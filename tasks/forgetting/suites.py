@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import StageError
 from tasks.forgetting.bootstrap import spearman_terms
+from tasks.measures.images import thumbnail
 from tasks.progress_lines import ProgressLines
 from tasks.reports import BenchmarkInfo, read_report
 
@@ -122,13 +123,25 @@ class Suite:
             return f"{_short(str(example['query']), EXTRACT // 2)} → {_short(str(document), EXTRACT // 2)}"
         if self.info.kind == "similarity":
             return f"{_short(str(example['text']), EXTRACT // 2)} ~ {_short(str(example['positive']), EXTRACT // 2)}"
-        said = example["text" if self.asked == "image" else self.asked]
+        if self.asked == "image":  # its picture is shown, and its id names the file
+            return self._label(row)
+        said = example[self.asked]
         if self.info.kind == "last-word":
             return f"{_short(str(said)[-EXTRACT:], EXTRACT)} → {example['continuation']}"
         if self.info.kind in ("choices", "harness") and int(example["gold"]) >= 0:
             right = json.loads(example["choices"])[int(example["gold"])]
             return f"{_short(str(said), EXTRACT // 2)} → {_short(right, EXTRACT // 2)}"
-        return _short(str(said), EXTRACT)
+        label = self._label(row)
+        return _short(str(said), EXTRACT) + (f" → {label}" if label else "")
+
+    def picture(self, row: int) -> str | None:
+        """Show an example that is an image, as a `data:` address; None where it is a text."""
+        return thumbnail(self.examples["image"].iloc[row]) if self.asked == "image" else None
+
+    def _label(self, row: int) -> str:
+        """Return the name of an example's label; nothing where it has none."""
+        labels = self.info.labels
+        return labels[int(self.examples["label"].iloc[row])] if labels and "label" in self.examples else ""
 
 
 def read_suites(half: Path, names: Sequence[str]) -> list[Suite]:

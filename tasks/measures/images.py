@@ -12,6 +12,7 @@ every pair within 7 bits (multi-index hashing, Norouzi, Punjani, Fleet 2012) wit
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import struct
@@ -36,6 +37,8 @@ LEAST_CORRELATION = 0.96
 SMALL_SIDE = 128
 """An image with a shorter side than this, in pixels, is also compared after shifts by one pixel."""
 CLUSTER_MEMBERS_INDEXED = 20
+SHOWN = 96
+"""Most pixels of a side of an image that a report shows."""
 _FLAT = 1.0
 _PROBES = np.array([0, *(1 << bit for bit in range(16))], dtype=np.uint16)
 _SHIFTS = sorted(((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)), key=lambda shift: shift != (0, 0))
@@ -63,6 +66,20 @@ def perceptual_hash(content: bytes) -> int:
     Raises: DataError: it cannot be decoded.
     """
     return int(_hashes(_thumbnails(content)[:1])[0])
+
+
+def thumbnail(content: bytes) -> str:
+    """Return an image of at most 96 × 96 pixels as a `data:` address of a PNG, for a report; smaller ones as they are.
+
+    Raises: DataError: it cannot be decoded.
+    """
+    from PIL import Image
+
+    image, out = _decoded(content), io.BytesIO()
+    small = Image.fromarray(_grey(image).astype(np.uint8)) if _is_deep(image) else image.convert("RGB")
+    small.thumbnail((SHOWN, SHOWN))
+    small.save(out, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def exact_image_clusters(contents: Sequence[bytes]) -> Rows:
