@@ -31,6 +31,7 @@ from tasks.forgetting.way import BASE, LOOKS, TUNED, Point, walk
 from tasks.paths import Paths
 from tasks.recipe import Decide, Evaluate, Merge, Recipe
 from tasks.recipe import Suite as Margin
+from tasks.splits import hash_positions
 from tasks.training.layers import depths
 
 log = logging.getLogger(__name__)
@@ -128,11 +129,12 @@ class Search:
         return sorted(found[:FLIPS], key=lambda flip: order.index(flip.suite))
 
     def _lost(self, suite: Suite) -> list[reports.Flip]:
-        """Return the examples of a suite that the tuned model lost, the worst first."""
+        """Return examples of a suite that the tuned model lost: the worst, of equals those whose ids hash first."""
         before, after = self._reference.outcomes(suite), self._tuned_subject.outcomes(suite)
         ids = suite.examples["id"].astype(str)
+        places = hash_positions(ids, seed=0, purpose="flips")
         lost = sorted(
-            np.flatnonzero(before > after), key=lambda row: (after[row] - before[row], ids.iloc[row])
+            np.flatnonzero(before > after), key=lambda row: (after[row] - before[row], places.iloc[row])
         )
         return [
             reports.Flip(
