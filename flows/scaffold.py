@@ -86,7 +86,8 @@ def scaffold(
             f"Recipes of {task} need --base: hub:microsoft/resnet-18@<revision>, or a folder (path:…). Offline, "
             "`make vision-bases` makes small ones: --base path:data/bases/cifar10-resnet"
         )
-    values = {**_common(given, task), **PROPOSALS[task](given), "name": name, "base": _yaml(base)}
+    _refuse_misplaced(given, task)
+    values = {**_facts(given, task), **PROPOSALS[task](given), "name": name, "base": _yaml(base)}
     write_text(target, _render(f"{task}.yaml.j2", values))
     try:
         load_recipe(target)
@@ -154,17 +155,19 @@ def pick_columns(given: _Given) -> tuple[str, str]:
 
 
 def _pick_label(given: _Given, text: str | None) -> str | None:
-    most = max(2, given.seen.rows // 3)
-    able = {
-        name: column
-        for name, column in given.columns.items()
-        if name != text and not column.many and 2 <= len(column.values) <= most
-    }
     if named := given.named(LABEL_NAMES):
         return named
     no_labels = (*ID_NAMES, *GROUP_NAMES, *SPLIT_NAMES)
-    others = {name: column for name, column in able.items() if name.lower() not in no_labels}
-    return min(others, key=lambda name: len(others[name].values)) if len(others) == 1 else None
+    most = max(2, given.seen.rows // 3)
+    able = [
+        name
+        for name, column in given.columns.items()
+        if name != text
+        and name.lower() not in no_labels
+        and not column.many
+        and 2 <= len(column.values) <= most
+    ]
+    return able[0] if len(able) == 1 else None
 
 
 def _pick_text(given: _Given, label: str | None) -> str | None:
@@ -252,23 +255,20 @@ def _images(given: _Given) -> dict[str, Any]:
             "with a folder for each label) of what the base could do before. What is not measured is forgotten."
         )
     original = _Given(given.root, survey(given.choice.original), Choice(), None)
-    known, known_label, known_source = _image_table(original, "original")
-    lines, label, source = _image_table(given, "images")
-    labels = _labels(given, label)
+    original_roles, original_label, original_source = _image_table(original, "original")
+    roles, label, source = _image_table(given, "images")
     return {
-        **labels,
-        **_tables(given, lines, source + known_source),
-        "original_table": [
-            f"{key}: {value}" for key, value in [*_lines(known, original), *_split_lines(original)[1]]
-        ],
-        "original_labels": _labels(original, known_label)["labels_list"],
+        **_labels(given, label),
+        **_tables(given, roles, source + original_source),
+        "original_table": _written([*_lines(original_roles, original), *_part(original, "test")]),
+        "original_labels": _labels(original, original_label)["labels_list"],
         "longest": 0,
         "rate": _rate("image-classification", "lp-ft"),
     }
 
 
 def _image_table(given: _Given, folder: str) -> tuple[dict[str, str], str, list[tuple[str, str]]]:
-    """Return the fields of a table of images, its label column, and where its files come from."""
+    """Return the roles of a table of images, its label column, and where its files come from."""
     file = given.seen.file
     if given.seen.format == IMAGE_FOLDER:
         return {"file": folder, "image": "image"}, "label", [(folder, _source(given.root, file))]
@@ -287,8 +287,8 @@ def _image_table(given: _Given, folder: str) -> tuple[dict[str, str], str, list[
     if place is None:
         raise DataError(f"{file}: no image {first} beside it, nor in a folder there.")
     table = f"{folder}{file.suffix.lower()}"
-    lines = {"file": table, "image": image, "image_folder": folder, "label": label}
-    return lines, label, [(table, _source(given.root, file)), (folder, _source(given.root, place))]
+    roles = {"file": table, "image": image, "image_folder": folder, "label": label}
+    return roles, label, [(table, _source(given.root, file)), (folder, _source(given.root, place))]
 
 
 PROPOSALS: Mapping[str, Callable[[_Given], dict[str, Any]]] = {
@@ -302,19 +302,26 @@ PROPOSALS: Mapping[str, Callable[[_Given], dict[str, Any]]] = {
 # --- the recipe's text -------------------------------------------------------------------------------
 
 
-def _common(given: _Given, task: str) -> dict[str, Any]:
-    columns, choice, file = given.columns, given.choice, given.seen.file
+def _refuse_misplaced(given: _Given, task: str) -> None:
+    """Refuse columns that are not there, and an original that the task does not ask for."""
+    columns, choice = given.columns, given.choice
     unknown = [name for name in (choice.text, choice.label, choice.group) if name and name not in columns]
     if unknown:
-        raise ConfigError(f"{file} has no column {', '.join(unknown)}. Its columns: {', '.join(columns)}.")
+        raise ConfigError(
+            f"{given.seen.file} has no column {', '.join(unknown)}. Its columns: {', '.join(columns)}."
+        )
     if choice.original and task not in ("causal-lm", "image-classification"):
         raise ConfigError(
             f"--original is for causal-lm and image-classification; the benchmarks of a {task} recipe are written "
             "into it to be replaced."
         )
+
+
+def _facts(given: _Given, task: str) -> dict[str, Any]:
+    """Return what every recipe says of its rows; a proposal with labels says others."""
     return {
         "task": task,
-        "file": _comment(file.name),
+        "file": _comment(given.seen.file.name),
         "rows": given.seen.rows,
         "labels": [],
         "multi_label": False,
@@ -328,29 +335,33 @@ def _tables(
     score_range: str | None = None,
 ) -> dict[str, Any]:
     """Return the lines of the training table and of the test table, and where the files come from."""
-    own = "file" in roles  # a table of images brings its own files
-    key = roles["file"] if own else given.seen.file.name
-    source = [*([] if own else [(key, _source(given.root, given.seen.file))]), *more]
-    lines = [*_lines({"file": key, **roles}, given)]
+    file = given.seen.file.name
+    source = [*more]
+    if "file" not in roles:  # a table of images brings its own files
+        source.insert(0, (file, _source(given.root, given.seen.file)))
+    lines = _lines({"file": file, **roles}, given)
     if score_range:
         lines.append(("score_range", score_range))
-    train, test = _split_lines(given)
+    test = _part(given, "test")
     if given.test is not None:
-        test = [("file", _yaml(given.test.file.name))]
-        source.append((given.test.file.name, _source(given.root, given.test.file)))
+        name, place = given.test.file.name, _source(given.root, given.test.file)
+        name = f"test-{name}" if dict(source).get(name, place) != place else name
+        test = [("file", _yaml(name))]
+        source.append((name, place))
         _same_columns(
             given.test,
             [name for role, name in roles.items() if role not in ("file", "image_folder", "label_separator")],
         )
     return {
-        "source": [(_yaml(name), _yaml(place)) for name, place in source],
-        "table": [f"{name}: {value}" for name, value in [*lines, *train]],
-        "test_table": [f"{name}: {value}" for name, value in test],
+        "source": [(_yaml(name), _yaml(place)) for name, place in dict(source).items()],
+        "table": _written([*lines, *_part(given, "train")]),
+        "test_table": _written(test),
         "grouped": any(name == "group" for name, _ in lines),
     }
 
 
 def _lines(roles: Mapping[str, str], given: _Given) -> list[tuple[str, str]]:
+    """Return the fields of a table, each with its value in YAML."""
     lines = [("file", _yaml(roles["file"])), ("format", given.seen.format)]
     if given.choice.columns:
         lines.append(("header", _flow(given.choice.columns)))
@@ -363,13 +374,16 @@ def _lines(roles: Mapping[str, str], given: _Given) -> list[tuple[str, str]]:
     return lines
 
 
-def _split_lines(given: _Given) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return what tells training rows from test rows, where a column says it."""
+def _part(given: _Given, part: str) -> list[tuple[str, str]]:
+    """Return the field that takes the rows of a part, `train` or `test`, where a column tells these two apart."""
     name = given.named(SPLIT_NAMES)
     if name is None or not {"train", "test"} <= set(given.columns[name].values):
-        return [], []
-    where = [[("where", f"{{{_yaml(name)}: {part}}}")] for part in ("train", "test")]
-    return where[0], where[1]
+        return []
+    return [("where", f"{{{_yaml(name)}: {part}}}")]
+
+
+def _written(lines: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"{field}: {value}" for field, value in lines]
 
 
 def _same_columns(test: Survey, wanted: Iterable[str]) -> None:
@@ -440,15 +454,13 @@ def _label_counts(file: Path, label: str, column: Column) -> Counter[str]:
 
 def _lengths(given: _Given, texts: Sequence[str]) -> dict[str, Any]:
     """Return what the lengths of the texts ask for: twice what is there may come."""
-    longest = max(given.columns[name].longest for name in texts)
-    mean = sum(given.columns[name].mean_characters for name in texts)
+    columns = [given.columns[name] for name in texts]
+    mean_row = sum(column.mean_characters for column in columns)
     return {
-        "longest": longest,
-        "max_characters": _rounded_up(2 * sum(given.columns[name].longest for name in texts)),
-        "max_tokens": _rounded_up(
-            2 * sum(given.columns[name].most_tokens for name in texts) + TEMPLATE_TOKENS
-        ),
-        "max_length": 128 if mean < 400 else 256 if mean < 900 else 512,
+        "longest": max(column.longest for column in columns),
+        "max_characters": _rounded_up(2 * sum(column.longest for column in columns)),
+        "max_tokens": _rounded_up(2 * sum(column.most_tokens for column in columns) + TEMPLATE_TOKENS),
+        "max_length": 128 if mean_row < 400 else 256 if mean_row < 900 else 512,
     }
 
 
@@ -464,11 +476,13 @@ def _source(root: Path, file: Path) -> str:
 
 
 def _bound_below(share: float) -> str:
+    """Return bounds of a share: warn below four fifths of it (at most 20 %), refuse below a quarter of that."""
     warn = float(f"{min(0.2, share * 0.8):.1g}")
     return f"{{warn_below: {warn:g}, refuse_below: {warn / 4:g}}}"
 
 
 def _rounded_up(number: int) -> int:
+    """Return the next number of one digit and zeros, at least hundreds."""
     step = 10 ** max(len(str(number)) - 1, 2)
     return -(-number // step) * step
 

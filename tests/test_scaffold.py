@@ -56,6 +56,17 @@ def test_the_proposal_loads_and_names_columns_and_labels(root: Path) -> None:
     assert "# Rows seen by label: good 24, bad 12" in path.read_text()
 
 
+def test_training_and_test_files_of_one_name_stay_two_files(root: Path) -> None:
+    for part in ("train", "test"):
+        (root / part).mkdir()
+    train, test = (reviews(root / part / "data.csv") for part in ("train", "test"))
+    data = load_recipe(make(root, train, Choice(test=test))).data
+    assert isinstance(data.source, dict)
+    assert data.source["data.csv"] == "path:train/data.csv"
+    assert data.test is not None
+    assert (data.test.file, data.source[data.test.file]) == ("test-data.csv", "path:test/data.csv")
+
+
 def test_params_list_the_recipe_and_keep_their_comment(root: Path) -> None:
     make(root, reviews(root / "reviews.csv"))
     text = (root / "params.yaml").read_text()
