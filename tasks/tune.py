@@ -194,21 +194,8 @@ class _Attempt:
         tuned, kept = scratch / "tuned", scratch / "chosen"
         model.save(tuned)
         precision = self.recipe.evaluate.precision
-        ends = Ends(
-            self.kind.load_start(self.folder, tuned, self.device, precision),
-            self.kind.load(tuned, self.device, precision),
-        )
-        recipe = self.recipe
-        search = Search(
-            recipe.merge,
-            recipe.evaluate,
-            recipe.budget,
-            recipe.decide,
-            self.paths,
-            self.base,
-            ends,
-            self.tables,
-        )
+        ends = Ends.load(self.kind, self.folder, tuned, self.device, precision)
+        search = Search.of_recipe(self.recipe, self.paths, self.base, ends, self.tables)
         outcomes = search.outcomes()
         chosen = choose(outcomes)
         whole = reports.tuned_outcome(outcomes)
