@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from tasks.errors import ConfigError, DataError
 from tasks.forgetting import likelihood
-from tasks.forgetting.likelihood import Likelihoods, Request, Scorer, block_log_likelihoods, log_likelihoods
+from tasks.forgetting.likelihood import Likelihoods, Request, Scorer, log_likelihoods
 from tests.tiny_lm import tiny_lm, tiny_tokenizer
 
 REQUESTS = [
@@ -206,36 +205,3 @@ def test_scores_are_those_of_the_harness(tokenizer: Any) -> None:
         found = log_likelihoods(model, tokenizer, requests, **{**LIMITS, "max_length": 40})
         np.testing.assert_allclose(found.sums, [score for score, _ in theirs], atol=1e-4, rtol=0)
         assert found.greedy.tolist() == [greedy for _, greedy in theirs]
-
-
-# --- blocks of reference text ---------------------------------------------------------------------------------
-
-TEXT = "the book was good but the film was not very good and the end of the story is sad. " * 8
-
-
-def test_blocks_predict_every_token_but_the_first_once(tokenizer: Any) -> None:
-    model = tiny_lm()
-    ids = tokenizer.encode(TEXT)
-    found = block_log_likelihoods(model, tokenizer, TEXT, block_tokens=30, context_tokens=10, **LIMITS)
-    assert len(found) == -(-(len(ids) - 1) // 30)
-    edges = np.linspace(1, len(ids), len(found) + 1).astype(int)
-    assert max(np.diff(edges)) - min(np.diff(edges)) <= 1
-    for block, (start, end) in zip(found, itertools.pairwise(edges), strict=True):
-        first = max(start - 10, 0)
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([ids[first : end - 1]])).logits[0].double()
-        losses = logits.log_softmax(-1)[start - 1 - first :].gather(1, torch.tensor(ids[start:end])[:, None])
-        assert len(losses) == end - start
-        assert block == pytest.approx(float(losses.mean()), abs=1e-4)
-
-
-def test_blocks_that_do_not_fit_and_texts_of_one_token_are_refused(tokenizer: Any) -> None:
-    model = tiny_lm()
-    with pytest.raises(
-        ConfigError, match=r"block_tokens \(90\) and context_tokens \(20\) must be .* \(101\)"
-    ):
-        block_log_likelihoods(model, tokenizer, TEXT, block_tokens=90, context_tokens=20, **LIMITS)
-    with pytest.raises(ConfigError, match="must be at least 1"):
-        block_log_likelihoods(model, tokenizer, TEXT, block_tokens=9, context_tokens=0, **LIMITS)
-    with pytest.raises(DataError, match="has 1 tokens; two are needed"):
-        block_log_likelihoods(model, tokenizer, "a", block_tokens=9, context_tokens=1, **LIMITS)

@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +21,10 @@ from tasks.training.retention import (
     diagonal_fisher,
     distillation_loss,
     feature_distillation,
-    frozen_copy,
     replay_batches,
     rows_beside_replay,
 )
+from tests.short_training import short_trainer
 
 HEAD = ("head.weight", "head.bias")
 
@@ -241,18 +242,20 @@ def test_features_are_compared_by_direction() -> None:
     )
 
 
-def test_a_teacher_stays_what_the_base_was() -> None:
-    network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.9)).train()
-    network[0].weight.grad = torch.ones(3, 3)
-    teacher = frozen_copy(network, "cpu")
-    before = teacher(torch.ones(3))
-    moved(network)
-    assert torch.equal(teacher(torch.ones(3)), before)
+def test_a_teacher_stays_what_the_base_was(tmp_path: Path) -> None:
+    trainer = short_trainer(tmp_path, distill=0.5)
+    base = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.model.train_mode()
+    with trainer.fast():
+        trainer._step(np.arange(6), np.arange(2))
+    assert any(not torch.equal(value, base[name]) for name, value in trainer.network.state_dict().items())
+    assert trainer.keeping.teacher is not None
+    teacher = trainer.keeping.teacher.network
+    assert all(torch.equal(value, base[name]) for name, value in teacher.state_dict().items())
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert teacher[0].weight.grad is None
-    assert network.training
-    assert network[0].weight.requires_grad
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert any(module.training for module in trainer.network.modules())
 
 
 # --- replay -------------------------------------------------------------------------------------------
@@ -425,15 +428,19 @@ def with_shuffled_ewc(network: nn.ModuleDict, seed: int) -> Extra:
     return lambda *_: penalty.penalty()
 
 
+def teacher_of(network: nn.ModuleDict) -> nn.ModuleDict:
+    return copy.deepcopy(network).requires_grad_(False).eval()
+
+
 def with_distillation(network: nn.ModuleDict, seed: int) -> Extra:
-    teacher = frozen_copy(network)
+    teacher = teacher_of(network)
     return lambda epoch, place, rows: (
         distillation_loss(logits(network, "old", rows), logits(teacher, "old", rows), 2.0) / len(rows)
     )
 
 
 def with_features(network: nn.ModuleDict, seed: int) -> Extra:
-    teacher, pixels = frozen_copy(network), digits()[0]
+    teacher, pixels = teacher_of(network), digits()[0]
     return lambda epoch, place, rows: (
         10
         * feature_distillation(network["body"](pixels[rows]), teacher.get_submodule("body")(pixels[rows]))

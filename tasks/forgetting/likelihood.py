@@ -9,7 +9,6 @@ can do is tried on it, not looked up.
 from __future__ import annotations
 
 import inspect
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,38 +95,6 @@ def log_likelihoods(
     """
     scorer = Scorer(model, tokenizer, max_length, device, tokens_a_batch, prefix_token, progress)
     return scorer.log_likelihoods(requests)
-
-
-def block_log_likelihoods(
-    model: Any,
-    tokenizer: Any,
-    text: str,
-    *,
-    block_tokens: int,
-    context_tokens: int,
-    max_length: int,
-    device: str,
-    tokens_a_batch: int,
-    progress: Progress | None = None,
-) -> NDArray[np.float64]:
-    """Return the mean log-likelihood, in nats a token, of each block of a text: `(blocks,)`.
-
-    Every token of the text but the first is predicted once. Blocks have at most `block_tokens` tokens and equal
-    lengths, to within one token; each is read after the `context_tokens` tokens before it (fewer where the text begins).
-
-    Raises:
-        ConfigError: a block and its context exceed `max_length`, or a number is below 1.
-        DataError: the text has no two tokens.
-    """
-    if min(block_tokens, context_tokens) < 1 or block_tokens + context_tokens > max_length + 1:
-        raise ConfigError(
-            f"block_tokens ({block_tokens}) and context_tokens ({context_tokens}) must be at least 1, and together at "
-            f"most max_length + 1 ({max_length + 1})."
-        )
-    scorer = Scorer(model, tokenizer, max_length, device, tokens_a_batch, progress=progress)
-    found = scorer.score(_blocks(_token_ids(tokenizer, [text])[0], block_tokens, context_tokens))
-    means: NDArray[np.float64] = found.sums / found.tokens
-    return means
 
 
 @dataclass(frozen=True)
@@ -342,17 +309,6 @@ def _token_ids(
             encoded = tokenizer(own, padding=False, truncation=False, verbose=False, **kwargs)
             known.update(zip(own, encoded["input_ids"], strict=True))
     return [list(known[text]) for text in texts]
-
-
-def _blocks(tokens: list[int], block_tokens: int, context_tokens: int) -> list[TokenRequest]:
-    predicted = len(tokens) - 1
-    if predicted < 1:
-        raise DataError(f"The reference text has {len(tokens)} tokens; two are needed to predict one.")
-    edges = np.linspace(1, len(tokens), -(-predicted // block_tokens) + 1).astype(int).tolist()
-    return [
-        TokenRequest(tokens[max(start - context_tokens, 0) : start], tokens[start:end])
-        for start, end in itertools.pairwise(edges)
-    ]
 
 
 def _refuse_unscorable(requests: Sequence[TokenRequest], max_length: int) -> None:

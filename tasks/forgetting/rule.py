@@ -24,14 +24,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 Outcomes = NDArray[np.float64]
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 CALIBRATION = 0.8
 """Share of α that the approximate tests are held to: their false PASS is up to a fifth above it (`make bench-rule`)."""

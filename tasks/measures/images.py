@@ -60,14 +60,6 @@ def image_normal_form(content: bytes) -> str:
     return hashlib.sha256(head + plain.tobytes()).hexdigest()
 
 
-def perceptual_hash(content: bytes) -> int:
-    """Return the 64-bit pHash of an image; alike images are few bits apart.
-
-    Raises: DataError: it cannot be decoded.
-    """
-    return int(_hashes(_thumbnails(content)[:1])[0])
-
-
 def thumbnail(content: bytes) -> str:
     """Return an image of at most 96 × 96 pixels as a `data:` address of a PNG, for a report; smaller ones as they are.
 

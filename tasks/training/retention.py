@@ -10,7 +10,6 @@ are refused: what they move is not the base's weights, which stay where they are
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -211,16 +210,6 @@ def _check_names(network: nn.Module, fresh: Collection[str]) -> None:
 
 
 # --- distillation -------------------------------------------------------------------------------------
-
-
-def frozen_copy(network: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """Return a teacher: a copy of the network in eval mode, on the device, that takes no gradients.
-
-    Make it before a checkpoint is loaded, while the network still is the base.
-    """
-    teacher = copy.deepcopy(network)
-    teacher.zero_grad(set_to_none=True)
-    return teacher.to(device).requires_grad_(False).eval()
 
 
 def distillation_loss(
