@@ -12,7 +12,7 @@ import torch
 
 from tasks.errors import ConfigError, DataError
 from tasks.forgetting import likelihood
-from tasks.forgetting.likelihood import Likelihoods, Request, Scorer, log_likelihoods
+from tasks.forgetting.likelihood import Likelihoods, Request, Scorer
 from tests.tiny_lm import tiny_lm, tiny_tokenizer
 
 REQUESTS = [
@@ -31,6 +31,10 @@ REQUESTS = [
     Request("week", " the"),
 ]
 LIMITS = {"max_length": 100, "device": "cpu", "tokens_a_batch": 128}
+
+
+def log_likelihoods(model: Any, tokenizer: Any, requests: list[Request], **limits: Any) -> Likelihoods:
+    return Scorer(model, tokenizer, **limits).log_likelihoods(requests)
 
 
 def naive(

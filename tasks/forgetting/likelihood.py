@@ -64,49 +64,24 @@ class Likelihoods(NamedTuple):
     """Whether the context was cut on the left, `(requests,)`."""
 
 
-def log_likelihoods(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[Request],
-    *,
-    max_length: int,
-    device: str,
-    tokens_a_batch: int,
-    prefix_token: int | None = None,
-    progress: Progress | None = None,
-) -> Likelihoods:
-    """Score continuations under a causal language model, in nats.
-
-    Args:
-        model: a transformers model with a language head, on `device`.
-        tokenizer: the model's tokenizer.
-        requests: what to score; an empty context stands for the prefix token.
-        max_length: most tokens the model reads; longer contexts are cut on the left, and counted.
-        device: where the model is.
-        tokens_a_batch: padded tokens of a forward pass.
-        prefix_token: what an empty context stands for; the tokenizer's beginning-of-text token, or else its
-            end-of-text token, when absent.
-        progress: told how many requests are done.
-
-    Raises:
-        DataError: continuations that have no token, or more than `max_length`.
-        ConfigError: a limit below 1, or an empty context and no token to stand for it.
-        StageError: the model gives no finite number.
-    """
-    scorer = Scorer(model, tokenizer, max_length, device, tokens_a_batch, prefix_token, progress)
-    return scorer.log_likelihoods(requests)
-
-
 @dataclass(frozen=True)
 class Scorer:
-    """A causal language model that scores continuations; `log_likelihoods` says what the fields are."""
+    """A causal language model that scores continuations.
+
+    Raises:
+        ConfigError: a limit below 1.
+    """
 
     model: Any
+    """A transformers model with a language head, on `device`."""
     tokenizer: Any
     max_length: int
+    """Most tokens the model reads; longer contexts are cut on the left, and counted."""
     device: str
     tokens_a_batch: int
+    """Padded tokens of a forward pass."""
     prefix_token: int | None = None
+    """What an empty context stands for; None: the tokenizer's beginning-of-text token, or else its end-of-text token."""
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -122,7 +97,13 @@ class Scorer:
         return next((token for token in candidates if token is not None), None)
 
     def log_likelihoods(self, requests: Sequence[Request]) -> Likelihoods:
-        """Score requests; see the function of the same name."""
+        """Score requests, in nats; an empty context stands for the prefix token.
+
+        Raises:
+            DataError: continuations that have no token, or more than `max_length`.
+            ConfigError: an empty context and no token to stand for it.
+            StageError: the model gives no finite number.
+        """
         return self.score(encode_requests(self.tokenizer, requests, self.prefix))
 
     def score(self, requests: Sequence[TokenRequest]) -> Likelihoods:
