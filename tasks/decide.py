@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,7 @@ def decide(section: Decide, budget: Mapping[str, Suite], registration: Register,
     report = reports.DecideReport(
         verdict=min((answer for answer, _ in judged), key=_SEVERITY.__getitem__),
         reasons=_reasons(judged),
-        advice=_advice(suites, target, merged),
+        advice=_advice(suites, target, champion, ledger, merged, evaluated),
         confidence=section.confidence,
         target_verdict=target,
         target_reason=target_reason,
@@ -116,6 +116,7 @@ def _judge_suites(
 ) -> list[reports.SuiteVerdict]:
     measured = {suite.name: suite for suite in evaluated.suites}
     tables = {name: _records(paths.records / "suites" / f"{name}.parquet") for name in budget}
+    _must_be_whole(tables, measured)
     losses = {name: _loss(table, "base") for name, table in tables.items()}
     gating = [name for name, suite in budget.items() if suite.margin is not None]
     fails = holm(
@@ -253,8 +254,10 @@ def _judge_target(
 ) -> Judged:
     if merged.kept_base:
         return "FAIL", _why_the_base_was_kept(merged)
-    loss = _loss(_records(paths.records / "targets" / "test.parquet"), "base", whole_groups=False)
     test = next(target for target in evaluated.targets if target.name == "test")
+    table = _records(paths.records / "targets" / "test.parquet")
+    _must_be_whole({"test": table}, {"test": test})
+    loss = _loss(table, "base", whole_groups=False)
     seen = f"{test.metric} {test.base:.3f} → {test.candidate:.3f} on {test.examples} rows"
     if loss.p_not_below(0.0) <= 1 - section.confidence:
         return "PASS", f"{seen}; gained at least {_signed(-loss.upper(section.confidence))}"
@@ -329,7 +332,18 @@ def _moved(pin: reports.Pin, ledger: reports.Ledger, budget: Mapping[str, Suite]
             moved.append(f"benchmark {name} no longer decides")
         elif pin.benchmarks.get(name) != half:
             moved.append(f"benchmark {name} has other examples")
+        elif changed := _asked_otherwise(ledger.asked.get(name, {}), pin.asked.get(name, {})):
+            moved.append(f"benchmark {name} is asked in another way ({changed})")
     return moved
+
+
+def _asked_otherwise(before: reports.Asked, now: reports.Asked) -> str:
+    """Say what differs in how a benchmark is asked; settings that one side does not know are no difference."""
+    return ", ".join(
+        f"{setting} was {before[setting]!r} and is {now[setting]!r}"
+        for setting in sorted(before.keys() & now.keys())
+        if before[setting] != now[setting]
+    )
 
 
 def _attempts(suites: list[reports.SuiteVerdict], section: Decide) -> str:
@@ -361,6 +375,19 @@ def _records(path: Path) -> pd.DataFrame:
     return table
 
 
+def _must_be_whole(
+    tables: Mapping[str, pd.DataFrame], measured: Mapping[str, reports.SuiteOutcome | reports.TargetOutcome]
+) -> None:
+    """Refuse records that lack examples: what is missing may be what was lost."""
+    problems = [
+        f"{name}: records of {len(table)} examples, {measured[name].examples} were measured"
+        for name, table in tables.items()
+        if len(table) != measured[name].examples
+    ]
+    if problems:
+        raise StageError("The records are not those of evaluate.json; run `evaluate` again:", problems)
+
+
 def _loss(table: pd.DataFrame, against: str, *, whole_groups: bool = True) -> PairedLoss:
     try:
         groups = table["group"].tolist()
@@ -371,42 +398,77 @@ def _loss(table: pd.DataFrame, against: str, *, whole_groups: bool = True) -> Pa
         ) from None
 
 
-def _advice(suites: list[reports.SuiteVerdict], target: Verdict, merged: reports.MergeReport) -> list[str]:
+def _advice(
+    suites: Sequence[reports.SuiteVerdict],
+    target: Verdict,
+    champion: Verdict | None,
+    ledger: Verdict,
+    merged: reports.MergeReport,
+    evaluated: reports.EvaluateReport,
+) -> list[str]:
     """Return the recipe changes most likely to pass, the surest first and no more than can be tried at once."""
-    advice = []
+    advice = [*_on_tuning(suites, merged, evaluated.start), *_on_benchmarks(suites)]
+    if not merged.kept_base:
+        advice += [*_on_the_task(target), *_on_the_champion(champion)]
+    if ledger == "FAIL":
+        advice.append("Put the first base and the benchmarks back to what the ledger began with.")
+        advice.append("If they had to change, say why in register.rebase: a new ledger begins there.")
+    return advice[:MOST_ADVICE]
+
+
+def _on_tuning(
+    suites: Sequence[reports.SuiteVerdict], merged: reports.MergeReport, start: str
+) -> Iterator[str]:
+    """Yield how to train otherwise, where a model forgot too much or learned nothing."""
     kept_base = merged.kept_base
-    nothing_gained = kept_base and any(
-        outcome.within_budget for outcome in merged.outcomes if outcome.alpha > 0
-    )
-    if nothing_gained:
-        advice.append(
-            "Add labelled rows: these taught the model nothing that where it started does not know."
-        )
-        advice.append("Try a higher finetune.learning_rate (up to three times) or more finetune.epochs.")
-    elif any(suite.verdict == "FAIL" for suite in suites) or kept_base:
-        advice.append(
-            "Lower finetune.learning_rate to a third, and take finetune.method: lp-ft if it is not."
-        )
-        advice.append(
-            "Set finetune.epochs: 1, or freeze the early half of the layers with finetune.freeze_layers."
-        )
+    if kept_base and any(outcome.within_budget for outcome in merged.outcomes if outcome.alpha > 0):
+        yield "Add labelled rows: these taught the model nothing that where it started does not know."
+        yield "Try a higher finetune.learning_rate (up to three times) or more finetune.epochs."
+    elif kept_base or any(suite.verdict == "FAIL" for suite in suites):
+        gentle = "lp-ft" if "probe" in start else "lora"  # only what starts from a probe can go on from it
+        yield f"Lower finetune.learning_rate to a third, and take finetune.method: {gentle} if it is not."
+        yield "Set finetune.epochs: 1, or freeze the early half of the layers with finetune.freeze_layers."
+        least = min(outcome.alpha for outcome in merged.outcomes if outcome.alpha > 0)
         if not kept_base:
-            advice.append("Add values between 0 and the chosen one to merge.alphas.")
-        elif (least := min(outcome.alpha for outcome in merged.outcomes if outcome.alpha > 0)) > SMALL_ALPHA:
-            advice.append(
-                f"Add values below {least:g} to merge.alphas: no weaker mixture with the base was tried."
-            )
-    for suite in suites:
-        if suite.verdict == "INCONCLUSIVE" and suite.examples_needed:
-            advice.append(
+            yield "Add values between 0 and the chosen one to merge.alphas."
+        elif least > SMALL_ALPHA:
+            yield f"Add values below {least:g} to merge.alphas: no weaker mixture with the base was tried."
+
+
+def _on_benchmarks(suites: Sequence[reports.SuiteVerdict]) -> Iterator[str]:
+    """Yield what would settle the benchmarks that are not settled."""
+    unsettled = [suite for suite in suites if suite.verdict == "INCONCLUSIVE"]
+    for suite in unsettled:
+        if suite.examples_needed:
+            yield (
                 f"Give benchmark {suite.name} about {suite.examples_needed} report examples, or accept a margin of "
                 f"{math.ceil(suite.upper * 1000) / 1000:g} in budget.{suite.name}.margin if that loss is acceptable."
             )
-    if target == "INCONCLUSIVE" and not merged.kept_base:
-        advice.append(
-            "Add labelled rows: the test split is too small, or the task too close to what the base knows."
-        )
-    return advice[:MOST_ADVICE]
+        else:
+            yield f"Put a benchmark that the base is good at in the place of {suite.name}."
+            yield f"Set budget.{suite.name}.informative: true, so that it is shown and decides nothing."
+    if any(suite.examples_needed and suite.loss > 0 for suite in unsettled):
+        yield "Lower finetune.learning_rate to a third: that less is lost takes fewer examples to show."
+
+
+def _on_the_task(target: Verdict) -> Iterator[str]:
+    """Yield what would show a gain on the task itself."""
+    if target == "INCONCLUSIVE":
+        yield "Add labelled rows: the test split is too small, or the task too close to what the base knows."
+        yield "Try a higher finetune.learning_rate (up to three times) or more finetune.epochs."
+    if target == "FAIL":
+        yield "Give validation more rows: it promised a gain that the test split does not show."
+        yield "Lower finetune.learning_rate to a third, or set finetune.patience, lest it learn its rows by heart."
+
+
+def _on_the_champion(champion: Verdict | None) -> Iterator[str]:
+    """Yield what would show that a model is no worse than the champion."""
+    if champion == "FAIL":
+        yield "Begin from the champion (base: release:NAME@champion); forgetting is measured from the first base still."
+        yield "Add the rows that the champion was trained on and these lack."
+    if champion == "INCONCLUSIVE":
+        yield "Give the test split more rows, as many as the reason names."
+        yield "Accept a wider decide.champion_margin, if falling so far behind is acceptable."
 
 
 def _signed(value: float) -> str:

@@ -29,7 +29,8 @@ def pin(name: str, *, paths: Paths) -> None:
     registry = open_registry(registry_root(paths.root))
     champion = registry.alias(name, "champion")
     model = registry.resolve(name, str(champion.version)).model_fingerprint if champion else None
-    benchmarks = _benchmarks(paths)
+    halves = _report_halves(paths)
+    benchmarks = {suite: half.fingerprint for suite, half in halves.items()}
     report = reports.Pin(
         registry_name=name,
         champion=champion.version if champion else None,
@@ -37,6 +38,7 @@ def pin(name: str, *, paths: Paths) -> None:
         first_base=base.first_base,
         ledger=_ledger(registry, name),
         benchmarks=benchmarks,
+        asked={suite: _asked(half) for suite, half in halves.items()},
         attempts={suite: registry.count_attempt(name, half, candidate) for suite, half in benchmarks.items()},
     )
     log.info("champion of %s: %s", name, f"version {champion.version}" if champion else "none yet")
@@ -44,12 +46,17 @@ def pin(name: str, *, paths: Paths) -> None:
     reports.write_report(paths.pin, report)
 
 
-def _benchmarks(paths: Paths) -> dict[str, str]:
+def _report_halves(paths: Paths) -> dict[str, reports.BenchmarkInfo]:
     return {
-        folder.name: reports.read_report(folder / "benchmark.json", reports.BenchmarkInfo).fingerprint
+        folder.name: reports.read_report(folder / "benchmark.json", reports.BenchmarkInfo)
         for folder in sorted(paths.report_half.iterdir())
         if folder.is_dir()
     }
+
+
+def _asked(half: reports.BenchmarkInfo) -> reports.Asked:
+    """Say how a benchmark is asked: the same examples under another prompt or metric measure something else."""
+    return {"kind": half.kind, "metric": half.metric, **half.settings}
 
 
 def _ledger(registry: Registry, name: str) -> reports.Ledger | None:
@@ -62,6 +69,7 @@ def _ledger(registry: Registry, name: str) -> reports.Ledger | None:
                 version=version,
                 first_base=reports.FirstBase.model_validate(lineage["first_base"]),
                 benchmarks=lineage.get("benchmarks", {}),
+                asked=lineage.get("asked", {}),
                 rebase=lineage.get("rebase"),
             )
             if found.rebase:

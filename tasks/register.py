@@ -188,12 +188,14 @@ def _lineage(paths: Paths, pin: reports.Pin, decision: reports.DecideReport) -> 
         reports.read_report(paths.base, reports.Base),
         reports.read_report(paths.schema, reports.SplitSchema),
     )
+    gating = [suite.name for suite in decision.suites if suite.margin]
     return {
         "recipe": paths.recipe,
         "task": schema.task,
         "labels": schema.labels,
         "first_base": base.first_base.model_dump(),
-        "benchmarks": {suite.name: pin.benchmarks[suite.name] for suite in decision.suites if suite.margin},
+        "benchmarks": {name: pin.benchmarks[name] for name in gating},
+        "asked": {name: pin.asked[name] for name in gating if name in pin.asked},
         "rebase": decision.rebase,
         "base": {"source": base.source, "resolved": base.resolved, "fingerprint": base.fingerprint},
         "splits": schema.fingerprint,

@@ -331,6 +331,10 @@ class MergeReport(Report):
         return tuned_outcome(self.outcomes)
 
 
+Asked = dict[str, str | int | float | bool | None]
+"""How a benchmark is asked: its kind, its metric and its settings, by name."""
+
+
 class Ledger(Part):
     """What releases of one name are measured against, since its first one or since `register.rebase`."""
 
@@ -339,6 +343,8 @@ class Ledger(Part):
     first_base: FirstBase
     benchmarks: dict[str, str]
     """Report halves that gated it: name → fingerprint; empty where the release does not say."""
+    asked: dict[str, Asked] = {}
+    """How they were asked; empty where the release does not say."""
     rebase: str | None
     """The reason that it was begun with; null for the first."""
 
@@ -356,6 +362,8 @@ class Pin(Report):
     """null before the first release."""
     benchmarks: dict[str, str] = {}
     """Report halves of now: name → fingerprint."""
+    asked: dict[str, Asked] = {}
+    """How each of them is asked: its kind, its metric and its settings."""
     attempts: dict[str, int] = {}
     """Which attempt on each report half this candidate is: 1 is the first."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tasks.tables import write_table
 RULE = Decide(confidence=0.95, power=0.8, champion_margin=0.02, bootstrap_draws=1000, seed=7)
 BUDGET = {"retrieval": Suite(margin=0.03), "probe": Suite(informative=True)}
 MODEL = "c" * 64
+ASKED: reports.Asked = {"kind": "choices", "metric": "accuracy", "prompt": "{query}", "normalise": False}
 
 
 class Case:
@@ -30,8 +32,10 @@ class Case:
         self.chance = {"retrieval": 0.01, "probe": 0.5}
         self.ledger: reports.Ledger | None = None
         self.rebase: str | None = None
+        self.start = "the frozen base with a linear probe"
         self.attempts: dict[str, int] = {}
         self.halves = {"retrieval": "r" * 64, "probe": "p" * 64}
+        self.asked: dict[str, reports.Asked] = {"retrieval": dict(ASKED), "probe": {"kind": "probe"}}
         rng = np.random.default_rng(0)
         known = rng.choice([1.0, 0.5, 0.25, 0.1], size=400)
         self.suites = {
@@ -65,6 +69,7 @@ class Case:
                 ledger=self.ledger,
                 attempts=self.attempts,
                 benchmarks=self.halves,
+                asked=self.asked,
             ),
         )
         base = reports.AlphaOutcome(
@@ -129,6 +134,7 @@ class Case:
             macro_f1=candidate,
         )
         return reports.EvaluateReport(
+            start=self.start,
             base_model="b" * 64,
             candidate_model=self.evaluated,
             champion=self.champion,
@@ -293,6 +299,17 @@ def test_missing_outcomes_are_an_error(case: Case) -> None:
         case.decide()
 
 
+def test_records_that_lack_examples_are_an_error(case: Case) -> None:
+    paths = case.write()
+    write_table(case.suites["retrieval"].iloc[:200], paths.records / "suites" / "retrieval.parquet")
+    with pytest.raises(StageError, match="retrieval: records of 200 examples, 400 were measured"):
+        decide(RULE, BUDGET, Register(name="case"), paths=paths)
+    case.write()
+    write_table(case.test.iloc[:300], paths.records / "targets" / "test.parquet")
+    with pytest.raises(StageError, match="test: records of 300 examples, 600 were measured"):
+        decide(RULE, BUDGET, Register(name="case"), paths=paths)
+
+
 def test_reports_of_different_models_are_an_error(case: Case) -> None:
     case.evaluated = "e" * 64
     with pytest.raises(StageError, match="another model than merge"):
@@ -311,12 +328,58 @@ def test_same_records_give_the_same_bytes(case: Case) -> None:
     assert case.paths.decision.read_bytes() == first
 
 
+def _champion_is_better(case: Case) -> None:
+    case.champion, case.champion_model = 3, "d" * 64
+    case.test = case.records(case.test["base"], case.test["candidate"], np.ones(600))
+
+
+def _champion_is_as_good_but_unlike(case: Case) -> None:
+    case.champion, case.champion_model = 3, "d" * 64
+    case.test = case.records(case.test["base"], case.test["candidate"], np.roll(case.test["candidate"], 1))
+
+
+def _lost_a_little(case: Case) -> None:
+    known = case.suites["retrieval"]["base"]
+    case.suites["retrieval"] = case.records(known, known.where(known.index % 20 > 0, known - 0.1)).iloc[:90]
+
+
+WAYS_NOT_TO_PASS: dict[str, Callable[[Case], object]] = {
+    "forgot": lambda case: case.suites["retrieval"].update(case.suites["retrieval"]["candidate"] * 0.6),
+    "too few examples": _lost_a_little,
+    "base at chance": lambda case: case.chance.update(retrieval=0.6),
+    "gained nothing": lambda case: case.test.update(case.test["base"].rename("candidate")),
+    "got worse": lambda case: setattr(case, "test", case.records(case.test["candidate"], case.test["base"])),
+    "champion is better": _champion_is_better,
+    "champion may be better": _champion_is_as_good_but_unlike,
+    "other examples": lambda case: setattr(case, "ledger", ledger(benchmarks={"retrieval": "x" * 64})),
+    "base was kept": lambda case: vars(case).update(alpha=0.0, tuned_loss=0.4),
+    "nothing was learned": lambda case: vars(case).update(alpha=0.0, tuned_gain=-0.01),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_NOT_TO_PASS)
+def test_whatever_stood_against_a_release_two_or_three_changes_are_named(case: Case, way: str) -> None:
+    WAYS_NOT_TO_PASS[way](case)
+    decision = case.decide()
+    assert decision.verdict != "PASS"
+    assert 2 <= len(decision.advice) <= 3, decision.advice
+    assert len(set(decision.advice)) == len(decision.advice)
+
+
+def test_a_method_is_advised_only_where_the_task_has_it(case: Case) -> None:
+    case.alpha, case.tuned_loss = 0.0, 0.4
+    assert "lp-ft" in case.decide().advice[0]
+    case.start = "the base"  # a language model, say, which has no probe to begin with
+    assert "lp-ft" not in " ".join(case.decide().advice)
+
+
 def ledger(**changes: object) -> reports.Ledger:
     """Return the ledger of releases that began as the case's candidate does, but for what is changed."""
     values: dict[str, object] = {
         "version": 3,
         "first_base": reports.FirstBase(source="path:base", fingerprint="b" * 64),
         "benchmarks": {"retrieval": "r" * 64},
+        "asked": {"retrieval": ASKED},
         "rebase": None,
     }
     return reports.Ledger.model_validate(values | changes)
@@ -328,6 +391,13 @@ def test_a_lineage_that_goes_on_as_it_began_has_nothing_to_say(case: Case) -> No
     assert (decision.verdict, decision.ledger_reason, decision.rebase) == ("PASS", "", None)
 
 
+def test_a_release_that_does_not_say_how_it_was_asked_is_followed_as_before(case: Case) -> None:
+    case.ledger = ledger(asked={})
+    assert case.decide().verdict == "PASS"
+    case.ledger = ledger(asked={"retrieval": {"kind": "choices", "of_another_version": 1}})
+    assert case.decide().verdict == "PASS"
+
+
 OTHER_BASE = {"first_base": reports.FirstBase(source="path:old", fingerprint="a" * 64)}
 
 
@@ -336,6 +406,14 @@ OTHER_BASE = {"first_base": reports.FirstBase(source="path:old", fingerprint="a"
     [
         (OTHER_BASE, "the first base was path:old (aaaaaaaaaaaa) and is path:base (bbbbbbbbbbbb)"),
         ({"benchmarks": {"retrieval": "x" * 64}}, "benchmark retrieval has other examples"),
+        (
+            {"asked": {"retrieval": ASKED | {"normalise": True}}},
+            "benchmark retrieval is asked in another way (normalise was True and is False)",
+        ),
+        (
+            {"asked": {"retrieval": {"kind": "harness"}}},
+            "benchmark retrieval is asked in another way (kind was 'harness' and is 'choices')",
+        ),
         ({"benchmarks": {"probe": "p" * 64}}, "benchmark probe no longer decides"),
         ({"benchmarks": {"gone": "x" * 64}}, "benchmark gone no longer decides"),
     ],

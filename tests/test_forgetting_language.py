@@ -176,6 +176,39 @@ def test_an_unknown_task_of_the_harness_is_said(raw: Path, tmp_path: Path) -> No
         write_halves("known", benchmark, DATA, raw, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        ([[0]] * 9, "as the right one of 2 choices"),
+        (["C"] * 9, "as the right one of 2 choices"),
+        ([0] * 8 + [7], "names 7 as the right one of 2 choices"),
+        ([0] * 8 + [-100], "names -100 as the right one of 2 choices"),
+        ([7] * 9, "cannot be read: IndexError"),
+    ],
+)
+def test_a_task_that_names_no_choice_as_right_is_refused(
+    gold: list[Any], said: str, raw: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    rows = [
+        {"query": f"{words(5, n)} {n}", "choices": ["good", "bad"], "gold": one} for n, one in enumerate(gold)
+    ]
+    (raw / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (raw / "known.yaml").write_text(YAML)
+    benchmark = HarnessBenchmark(kind="harness", harness_task="known", file="known.yaml")
+    with pytest.raises(DataError, match=said):
+        write_halves("known", benchmark, DATA, raw, tmp_path)
+
+
+def test_a_group_of_tasks_is_no_task(raw: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    (raw / "known.yaml").write_text(YAML)
+    (raw / "group.yaml").write_text("group: several\ntask: [known]\n")
+    benchmark = HarnessBenchmark(kind="harness", harness_task="several", file="group.yaml")
+    with pytest.raises(ConfigError, match="several is a group of tasks"):
+        write_halves("known", benchmark, DATA, raw, tmp_path)
+
+
 def test_a_file_with_bad_rows_lists_them(raw: Path, tmp_path: Path) -> None:
     (raw / "arc.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 2}\n{"query": "a"}\n')
     with pytest.raises(

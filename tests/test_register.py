@@ -212,8 +212,13 @@ def test_a_release_begins_the_ledger_and_a_rebase_begins_it_anew(
     pin("tiny", paths=paths)
     pinned = reports.read_report(paths.pin, reports.Pin)
     assert pinned.ledger == reports.Ledger(
-        version=1, first_base=pinned.first_base, benchmarks=pinned.benchmarks, rebase=None
+        version=1,
+        first_base=pinned.first_base,
+        benchmarks=pinned.benchmarks,
+        asked=pinned.asked,
+        rebase=None,
     )
+    assert pinned.asked["articles"]["kind"] == "retrieval"
     registry = open_registry(str(tmp_path / "registry"))
     for first, rebase in (("c" * 64, "another encoder from now on"), ("c" * 64, None)):
         lineage = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ def task_examples(name: str, file: Path | None, shots: int | None = None) -> lis
         ) from None
     folder = file.resolve().parent if file else None
     manager = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
+    if name in manager.all_groups:
+        raise ConfigError(
+            f"{name} is a group of tasks; name one of them, or give each a benchmark of its own."
+        )
     if name not in manager.all_tasks:
         where = f"{file} defines" if file else "lm-evaluation-harness knows"
         raise ConfigError(f"{where} no task {name!r}; there is {', '.join(sorted(manager.all_tasks)[:8])}.")
@@ -48,7 +53,7 @@ def task_examples(name: str, file: Path | None, shots: int | None = None) -> lis
             if shots is not None:
                 task.set_config(key="num_fewshot", value=shots)
             task.build_all_requests(limit=None, rank=0, world_size=1)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise DataError(f"The task {name} cannot be read: {type(error).__name__}: {error}") from error
     return [_example(task, instances, kind) for instances in _by_document(task)]
 
@@ -72,8 +77,7 @@ def _example(task: Any, instances: list[Any], kind: str) -> dict[str, Any]:
     else:
         document = instances[0].doc
         choices = [str(choice) for choice in task.doc_to_choice(document)]
-        answer = task.doc_to_target(document)
-        gold = choices.index(answer) if isinstance(answer, str) and answer in choices else int(answer)
+        gold = _gold(task.doc_to_target(document), choices)
         # As the harness divides: by the choice alone, without what stands between it and the question.
         lengths, continuations = [len(choice) for choice in choices], continuations[: len(choices)]
     return {
@@ -82,3 +86,20 @@ def _example(task: Any, instances: list[Any], kind: str) -> dict[str, Any]:
         "lengths": json.dumps(lengths),
         "gold": gold,
     }
+
+
+def _gold(answer: object, choices: Sequence[str]) -> int:
+    """Return the place of the right choice, which tasks name by its text or by its place.
+
+    Raises:
+        DataError: it is none of the choices, or several are right.
+    """
+    if isinstance(answer, str) and answer in choices:
+        return choices.index(answer)
+    place = str(answer)
+    if not place.isdecimal() or int(place) >= len(choices):
+        raise DataError(
+            f"The task names {answer!r} as the right one of {len(choices)} choices; it is one of them, or its place "
+            "from 0. Tasks with several right choices cannot be used."
+        )
+    return int(place)
