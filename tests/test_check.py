@@ -13,6 +13,7 @@ import pytest
 
 import tasks.check
 from tasks.check import check
+from tasks.checks.rows import contaminated
 from tasks.checks.sample import sampled
 from tasks.errors import DataError, Refused
 from tasks.gate import gate
@@ -480,6 +481,24 @@ def test_a_benchmark_that_the_training_rows_hold_is_found(tmp_path: Path) -> Non
     found = measures(read_report(paths.check, CheckReport))["contaminated_laws_share"]
     assert found.value == pytest.approx(6 / 20)
     assert found.worst[0].startswith("selection0 = train t")
+
+
+def test_documents_to_be_found_that_the_training_rows_hold_are_found(tmp_path: Path) -> None:
+    """The title is asked, the article is what must be found: a model that was taught it does not search zero-shot."""
+    paths = Paths(tmp_path, "case")
+    articles = reviews_text(12)
+    corpus = pd.DataFrame({"id": [f"d{n}" for n in range(13)], "text": [*articles, "yes"]})
+    for half, asked in ((paths.selection, range(6)), (paths.report_half, range(6, 13))):
+        (half / "laws").mkdir(parents=True)
+        rows = pd.DataFrame({"id": [f"q{n}" for n in asked], "document_id": [f"d{n}" for n in asked]})
+        rows = rows.assign(query=[f"title {n}" for n in asked], group=rows["document_id"])
+        rows.to_parquet(half / "laws" / "examples.parquet")
+        corpus.to_parquet(half / "laws" / "corpus.parquet")
+    texts = ["nothing of this is asked here at all", f"they say: {articles[7]}, and so on", "yes"]
+    train = pd.DataFrame({"id": ["a", "b", "c"], "text": texts})
+    (found,) = contaminated({"train": train}, paths)
+    assert found.value == pytest.approx(1 / 13), "«yes» identifies no example"
+    assert found.worst[0].startswith("q7 = train b")
 
 
 def reviews_text(count: int) -> list[str]:

@@ -158,6 +158,10 @@ def _benchmarks(paths: Paths, report: bool = True) -> Iterator[tuple[str, pd.Dat
         if "image" not in examples:
             column = next(name for name in ("query", "context", "text") if name in examples)
             examples = examples.assign(text=examples[column])
+        if "document_id" in examples:
+            corpus = pd.concat([pd.read_parquet(half / folder.name / "corpus.parquet") for half in halves])
+            documents = corpus.drop_duplicates("id").set_index("id")["text"]
+            examples = examples.assign(positive=examples["document_id"].map(documents))
         yield folder.name, examples
 
 
@@ -177,13 +181,27 @@ def _passages(table: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
     return texts, np.array(rows, dtype=np.int64)
 
 
+def _held(texts: pd.Series, train: pd.DataFrame, *, short: bool = True) -> NDArray[np.int64]:
+    """Return the training row that holds each text, or -1, `(texts,)`; equal texts are looked for once.
+
+    `short`: whether texts of fewer words than an n-gram, which are compared as a whole, count.
+    """
+    import pandas as pd
+
+    codes, distinct = pd.factorize(texts)
+    passages, of_row = _passages(train)
+    found = contamination.contamination(distinct.tolist(), passages)
+    by = np.where(found.short, -1, found.by) if not short else found.by
+    return (np.where(by >= 0, of_row[by], -1) if len(of_row) else by)[codes]
+
+
 def _contamination(name: str, examples: pd.DataFrame, train: pd.DataFrame) -> Measure:
     if "image" in examples:
         by = images.image_leaks(examples["image"].tolist(), train["image"].tolist())
     else:
-        passages, of_row = _passages(train)
-        found = contamination.contamination(examples["text"].tolist(), passages).by
-        by = np.where(found >= 0, of_row[found], -1) if len(of_row) else found
+        by = _held(examples["text"], train)
+        if "positive" in examples:  # a document to be found, say: a short one («yes») identifies no example
+            by = np.where(by >= 0, by, _held(examples["positive"], train, short=False))
     how = (
         "the same or nearly" if "image" in examples else "whole or by an n-gram of words that identifies them"
     )
