@@ -121,6 +121,21 @@ def test_a_classifier_s_head_is_asked_about_texts(classified: Path, store: Path)
         assert outcome == float(int(logits.argmax()) == label)
 
 
+def test_another_head_on_the_same_backbone_is_measured_by_itself(classified: Path, store: Path) -> None:
+    lines = [f"{text},{('no', 'yes')[n % 2]}" for n, text in enumerate(TEXTS * 5)]
+    (store / "told.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    benchmark = HeadBenchmark(kind="head", table=Table(file="told.csv"), labels=["no", "yes"])
+    write_halves("told", benchmark, DATA, store, store / "halves")
+    suite = read_suite(store / "halves" / "selection" / "told")
+    encoder = load_encoder(classified, "cpu")
+    said = []
+    for bias in ([9.0, -9.0], [-9.0, 9.0]):
+        with torch.no_grad():
+            encoder.original.classifier.bias.copy_(torch.tensor(bias))
+        said.append(Subject(encoder, Evaluate(precision="fp32", max_length=64)).outcomes(suite))
+    assert (said[0] + said[1] == 1).all(), "one says no to all, the other yes"
+
+
 def test_a_head_that_the_weights_lack_is_no_head(masked: Path, tmp_path: Path) -> None:
     base = make_tiny_base(tmp_path / "base")
     said = json.loads((base / "config.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from tasks.families import family
 from tasks.families.interface import Embedder
 from tasks.forgetting.kept import kept, must_be_finite, outcomes_path
 from tasks.forgetting.rule import paired_loss
-from tasks.forgetting.suites import EMBEDDING, Suite
+from tasks.forgetting.suites import EMBEDDING, OF_THE_HEAD, Suite
 from tasks.models import weights_fingerprint
 from tasks.recipe import Evaluate
 from tasks.reports import Base, SuiteOutcome
@@ -60,6 +61,13 @@ class Subject:
             self.fingerprint, self.max_length, device=self.model.device, precision=self.settings.precision
         )
 
+    @property
+    def _original_head(self) -> str:
+        """Name the head that the base was published with: one backbone may have had several."""
+        encoder: Any = getattr(self.model, "encoder", self.model)
+        head = getattr(encoder, "original_head", None) or getattr(encoder, "original", None)
+        return weights_fingerprint(head) if head is not None else ""
+
     def _measure(self, suite: Suite) -> Outcomes:
         """Measure a suite; kinds that ask for more than vectors have their outcomes kept as a whole."""
         if suite.info.kind in EMBEDDING:
@@ -72,6 +80,7 @@ class Subject:
             suite.info.kind,
             suite.info.fingerprint,
             repr(sorted(suite.info.settings.items())),
+            *([self._original_head] if suite.info.kind in OF_THE_HEAD else []),
         )
         found = kept(path, len(suite.examples), lambda: {"outcomes": self._checked(suite)})
         outcomes: Outcomes = found["outcomes"]
