@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,26 +20,35 @@ import pandas as pd
 from scipy import stats
 
 from tasks import reports
+from tasks.advice import Against, Trained, advise
 from tasks.errors import StageError
 from tasks.forgetting.rule import PairedLoss, examples_needed, holm, paired_loss
 from tasks.paths import Paths
-from tasks.recipe import Decide, Register, Suite
+from tasks.recipe import Data, Decide, Finetune, Register, Suite
 
 log = logging.getLogger(__name__)
 
 Verdict = reports.Verdict
 Judged = tuple[Verdict, str]
 """One answer, and the reason for it."""
-MOST_ADVICE = 3
-SMALL_ALPHA = 0.1
-"""Below it, little of the tuning is left."""
 _SEVERITY: dict[Verdict, int] = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
 _MEASURED = {"name", "metric", "base", "candidate", "loss", "examples"}
 """What the verdict on a suite repeats of its outcome."""
 
 
-def decide(section: Decide, budget: Mapping[str, Suite], registration: Register, *, paths: Paths) -> None:
+def decide(
+    section: Decide,
+    budget: Mapping[str, Suite],
+    registration: Register,
+    task: str,
+    data: Data,
+    finetune: Finetune,
+    *,
+    paths: Paths,
+) -> None:
     """Apply the release rule to the records and write the verdict, every reason, and what would help.
+
+    How the recipe trains is read for the advice alone.
 
     Raises:
         StageError: a report or a record is missing, or they are of different models.
@@ -61,7 +70,7 @@ def decide(section: Decide, budget: Mapping[str, Suite], registration: Register,
     report = reports.DecideReport(
         verdict=min((answer for answer, _ in judged), key=_SEVERITY.__getitem__),
         reasons=_reasons(judged),
-        advice=_advice(suites, target, champion, ledger, merged, evaluated),
+        advice=advise(Against(suites, target, champion, ledger), merged, Trained(task, data, finetune)),
         confidence=section.confidence,
         target_verdict=target,
         target_reason=target_reason,
@@ -396,79 +405,6 @@ def _loss(table: pd.DataFrame, against: str, *, whole_groups: bool = True) -> Pa
         raise StageError(
             f"The records do not pair {against} and candidate ({error}): run `evaluate` again."
         ) from None
-
-
-def _advice(
-    suites: Sequence[reports.SuiteVerdict],
-    target: Verdict,
-    champion: Verdict | None,
-    ledger: Verdict,
-    merged: reports.MergeReport,
-    evaluated: reports.EvaluateReport,
-) -> list[str]:
-    """Return the recipe changes most likely to pass, the surest first and no more than can be tried at once."""
-    advice = [*_on_tuning(suites, merged, evaluated.start), *_on_benchmarks(suites)]
-    if not merged.kept_base:
-        advice += [*_on_the_task(target), *_on_the_champion(champion)]
-    if ledger == "FAIL":
-        advice.append("Put the first base and the benchmarks back to what the ledger began with.")
-        advice.append("If they had to change, say why in register.rebase: a new ledger begins there.")
-    return advice[:MOST_ADVICE]
-
-
-def _on_tuning(
-    suites: Sequence[reports.SuiteVerdict], merged: reports.MergeReport, start: str
-) -> Iterator[str]:
-    """Yield how to train otherwise, where a model forgot too much or learned nothing."""
-    kept_base = merged.kept_base
-    if kept_base and any(outcome.within_budget for outcome in merged.outcomes if outcome.alpha > 0):
-        yield "Add labelled rows: these taught the model nothing that where it started does not know."
-        yield "Try a higher finetune.learning_rate (up to three times) or more finetune.epochs."
-    elif kept_base or any(suite.verdict == "FAIL" for suite in suites):
-        gentle = "lp-ft" if "probe" in start else "lora"  # only what starts from a probe can go on from it
-        yield f"Lower finetune.learning_rate to a third, and take finetune.method: {gentle} if it is not."
-        yield "Set finetune.epochs: 1, or freeze the early half of the layers with finetune.freeze_layers."
-        least = min(outcome.alpha for outcome in merged.outcomes if outcome.alpha > 0)
-        if not kept_base:
-            yield "Add values between 0 and the chosen one to merge.alphas."
-        elif least > SMALL_ALPHA:
-            yield f"Add values below {least:g} to merge.alphas: no weaker mixture with the base was tried."
-
-
-def _on_benchmarks(suites: Sequence[reports.SuiteVerdict]) -> Iterator[str]:
-    """Yield what would settle the benchmarks that are not settled."""
-    unsettled = [suite for suite in suites if suite.verdict == "INCONCLUSIVE"]
-    for suite in unsettled:
-        if suite.examples_needed:
-            yield (
-                f"Give benchmark {suite.name} about {suite.examples_needed} report examples, or accept a margin of "
-                f"{math.ceil(suite.upper * 1000) / 1000:g} in budget.{suite.name}.margin if that loss is acceptable."
-            )
-        else:
-            yield f"Put a benchmark that the base is good at in the place of {suite.name}."
-            yield f"Set budget.{suite.name}.informative: true, so that it is shown and decides nothing."
-    if any(suite.examples_needed and suite.loss > 0 for suite in unsettled):
-        yield "Lower finetune.learning_rate to a third: that less is lost takes fewer examples to show."
-
-
-def _on_the_task(target: Verdict) -> Iterator[str]:
-    """Yield what would show a gain on the task itself."""
-    if target == "INCONCLUSIVE":
-        yield "Add labelled rows: the test split is too small, or the task too close to what the base knows."
-        yield "Try a higher finetune.learning_rate (up to three times) or more finetune.epochs."
-    if target == "FAIL":
-        yield "Give validation more rows: it promised a gain that the test split does not show."
-        yield "Lower finetune.learning_rate to a third, or set finetune.patience, lest it learn its rows by heart."
-
-
-def _on_the_champion(champion: Verdict | None) -> Iterator[str]:
-    """Yield what would show that a model is no worse than the champion."""
-    if champion == "FAIL":
-        yield "Begin from the champion (base: release:NAME@champion); forgetting is measured from the first base still."
-        yield "Add the rows that the champion was trained on and these lack."
-    if champion == "INCONCLUSIVE":
-        yield "Give the test split more rows, as many as the reason names."
-        yield "Accept a wider decide.champion_margin, if falling so far behind is acceptable."
 
 
 def _signed(value: float) -> str:

@@ -857,6 +857,22 @@ def recipe_path(root: Path, name: str) -> Path:
     return root / "recipes" / f"{name}.yaml"
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses a key that is written twice in a mapping, of which YAML takes the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, yaml.Mark] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in first:
+                before = f"it is there since line {first[key.value].line + 1}"
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is written twice, {before}", problem_mark=key.start_mark
+                )
+            first[str(key.value)] = key.start_mark
+        return node
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
 
@@ -866,7 +882,7 @@ def load_recipe(path: Path) -> Recipe:
     if not NAME_PATTERN.match(path.stem):
         raise ConfigError(f"{path.stem!r} is no recipe name: use lower-case letters, digits and hyphens.")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)  # noqa: S506 (it is safe)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"There is no recipe {path}. Recipes here: {known}.") from None

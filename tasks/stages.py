@@ -14,5 +14,5 @@ STAGES: dict[str, tuple[str, ...]] = {
     "merge": ("merge", "evaluate", "budget", "decide"),
     "pin": ("register.name",),
     "evaluate": ("evaluate", "decide"),
-    "decide": ("decide", "budget", "register"),
+    "decide": ("decide", "budget", "register", "task", "data", "finetune"),
 }

@@ -67,8 +67,10 @@ def test_replayed_rows_may_lack_labels_where_they_are_distilled(tmp_path: Path) 
     ):
         load_recipe(write(tmp_path, recipe({"replay_share": 0.2})))
     tune = {**SENTIMENT["tune"], "replay_share": [0.0, 0.2]}
-    with pytest.raises(ConfigError, match=r"finetune\.distill: replayed rows"):
+    with pytest.raises(ConfigError, match=r"tune\.distill: replayed rows"):
         load_recipe(write(tmp_path, recipe({}, tune=tune)))
+    assert load_recipe(write(tmp_path, recipe({}, tune={**tune, "distill": [0.0, 1.0]}))).tune
+    assert load_recipe(write(tmp_path, recipe({"distill": 1.0}, tune=tune))).tune
     with pytest.raises(ConfigError, match=r"finetune\.ewc finds what matters by a loss"):
         load_recipe(write(tmp_path, recipe({"distill": 1.0, "ewc": 1.0})))
 
@@ -81,6 +83,25 @@ def test_a_gain_by_class_needs_classes(tmp_path: Path) -> None:
     chat["evaluate"]["metric"] = "macro_f1"
     with pytest.raises(ConfigError, match=r"evaluate\.metric: macro_f1 is counted by class"):
         load_recipe(write(tmp_path, chat))
+
+
+def test_a_key_that_is_written_twice_is_refused_with_its_lines(tmp_path: Path) -> None:
+    text = "base: path:one\ndata:\n  seed: 1\n  labels: [a, b]\n  seed: 2\n"
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=r"'seed' is written twice, it is there since line 3(?s:.)*line 5"):
+        load_recipe(recipe)
+
+
+def test_a_key_may_say_otherwise_than_what_is_merged_into_its_mapping(tmp_path: Path) -> None:
+    """As the X-ray recipe does: the test table is the training table with other rows."""
+    text = (ROOT / "recipes/medical-imaging.yaml").read_text(encoding="utf-8")
+    assert "{<<: *xrays, where:" in text
+    recipe = tmp_path / "medical-imaging.yaml"
+    recipe.write_text(text)
+    data = load_recipe(recipe).data
+    assert data.test is not None
+    assert (data.test.where, data.test.file) == ({"split": "test"}, data.train.file)
 
 
 def test_a_missing_recipe_names_the_ones_there_are(tmp_path: Path) -> None:
