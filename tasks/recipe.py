@@ -882,7 +882,7 @@ def load_recipe(path: Path) -> Recipe:
     if not NAME_PATTERN.match(path.stem):
         raise ConfigError(f"{path.stem!r} is no recipe name: use lower-case letters, digits and hyphens.")
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)  # noqa: S506 (it is safe)
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"There is no recipe {path}. Recipes here: {known}.") from None
