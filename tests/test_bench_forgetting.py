@@ -22,6 +22,7 @@ from tests.bench.forgetting_figures import (
     OURS,
     Found,
     Result,
+    confirmation_figures,
     coverage,
     figures,
     look_figures,
@@ -219,3 +220,23 @@ def test_a_training_tells_what_a_search_without_a_look_below_would_take(
     assert made.largest is not None
     assert [made.tuned.alpha, made.within.alpha, made.largest.alpha] == [1.0, best, 0.6]
     assert arena.reported == reported, "nothing is reported twice"
+
+
+def test_confirmations_are_counted_of_choices_that_were_asked() -> None:
+    yes, no = (
+        dataclasses.replace(found(0.1, 0.5), confirmed=True),
+        dataclasses.replace(found(0.1, 1.2), confirmed=False),
+    )
+    base = dataclasses.replace(yes, alpha=0.0)
+    results = [
+        result("full", 1, no, yes),
+        result("full", 2, no, no),
+        result("BitFit", 1, yes, base),  # the base itself is no choice
+        result("BitFit", 2, found(0.1, 0.5), found(0.1, 0.5)),  # from before it was asked
+    ]
+    made = {figure.figure: figure for figure in confirmation_figures("case", results)}
+    chosen = made["case: mixtures within the budget that the report halves confirm"]
+    assert (chosen.value, chosen.n, chosen.met) == (0.5, 2, False)
+    tuned = made["case: tuned models as they are that the report halves confirm"]
+    assert (tuned.value, tuned.n, tuned.met) == (pytest.approx(1 / 3), 3, None)
+    assert list(confirmation_figures("case", results[3:])) == []

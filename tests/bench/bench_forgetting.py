@@ -32,7 +32,8 @@ from tasks import reports
 from tasks.__main__ import run_stage
 from tasks.families import family
 from tasks.families.interface import Model
-from tasks.forgetting.measure import Subject, compare, reference
+from tasks.forgetting.measure import Subject, reference
+from tasks.forgetting.rule import paired_loss
 from tasks.forgetting.search import Ends, Search
 from tasks.forgetting.suites import read_suites
 from tasks.forgetting.way import choose
@@ -90,10 +91,14 @@ class Arena:
         """Measure a model on the test split and the report halves; `outcome` is what it was chosen by."""
         before = reference(self.base, self.schema.task, start, self.recipe.evaluate, self.paths.root)
         after = Subject(candidate, self.recipe.evaluate)
-        losses = {
-            suite.name: compare(suite, before, after).loss
+        lost = {
+            suite.name: paired_loss(
+                before.outcomes(suite), after.outcomes(suite), suite.examples["group"].tolist()
+            )
             for suite in read_suites(self.paths.report_half, list(self.gating))
         }
+        losses = {name: loss.mean for name, loss in lost.items()}
+        chance = 1 - self.recipe.decide.confidence
         if self._start is None:  # the probe is a function of the rows alone
             self._start = start.measure(self.tables["test"]).score
         return Found(
@@ -103,6 +108,7 @@ class Arena:
             share=max(loss / self.gating[name] for name, loss in losses.items()),
             path=outcome.path,
             alpha=outcome.alpha,
+            confirmed=all(loss.p_not_below(self.gating[name]) <= chance for name, loss in lost.items()),
         )
 
     @property

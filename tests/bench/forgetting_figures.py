@@ -15,6 +15,8 @@ from tests.bench.front import Spot, draw_front
 
 OURS, FREE = "Retain", "no budget"
 """Who takes what gained most on validation of a seed's trainings: of mixtures within the budget, or of tuned models."""
+PLAN = 0.8
+"""Share of the chosen mixtures that the report halves are to confirm: `decide.power` of the recipes."""
 NEAR = 0.95
 """Share of the best gain that ours is to keep within the budget."""
 
@@ -33,6 +35,9 @@ class Found:
     """The worst loss, as a share of its margin."""
     path: str
     alpha: float
+    confirmed: bool | None = None
+    """Whether the report halves show, with the recipe's confidence, that every margin was kept. null: of a training from
+    before this was asked."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def publish_results(seeds: int) -> None:
         made += figures(case.recipe, [ours, free, *alone])
         made += search_figures(case.recipe, results)
         made += look_figures(case.recipe, results)
+        made += confirmation_figures(case.recipe, results)
         picture = ROOT / "docs" / "images" / f"front-{case.recipe}.svg"
         write_text(picture, draw_front([ours, *alone], case.title, case.gain))
         print(f"drawn in {picture.relative_to(ROOT)}")
@@ -183,6 +189,21 @@ def search_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
     search = sum(result.search_seconds for result in results)
     n = len({result.seed for result in results})
     yield Figure(f"{recipe}: CPU time of the searches / of the trainings", search / training, "ratio", n, n)
+
+
+def confirmation_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
+    """Yield how often the report halves confirm what was chosen on the selection halves; the base is no choice."""
+    for what, models in (
+        ("mixtures within the budget", [made.within for made in results if made.within.alpha > 0]),
+        ("tuned models as they are", [made.tuned for made in results]),
+    ):
+        asked = [model.confirmed for model in models if model.confirmed is not None]
+        if asked:
+            share, n = sum(asked) / len(asked), len(asked)
+            plan = (f">= {PLAN:g}", share >= PLAN) if what.startswith("mixtures") else (None, None)
+            yield Figure(
+                f"{recipe}: {what} that the report halves confirm", share, "share", n, n, None, *plan
+            )
 
 
 def look_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
