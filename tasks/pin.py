@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 
 from tasks import reports
+from tasks.forgetting.slices import SLICE
 from tasks.paths import Paths, registry_root
 from tasks.registry import Registry, open_registry
 
@@ -56,7 +57,8 @@ def _report_halves(paths: Paths) -> dict[str, reports.BenchmarkInfo]:
 
 def _asked(half: reports.BenchmarkInfo) -> reports.Asked:
     """Say how a benchmark is asked: the same examples under another prompt or metric measure something else."""
-    return {"kind": half.kind, "metric": half.metric, **half.settings}
+    asked = {name: value for name, value in half.settings.items() if name != SLICE}
+    return {"kind": half.kind, "metric": half.metric, **asked}
 
 
 def _ledger(registry: Registry, name: str) -> reports.Ledger | None:

@@ -89,7 +89,7 @@ class BenchmarkInfo(Report):
     metric: str
     examples: int
     fingerprint: str
-    """sha256 over its tables."""
+    """Over the content of its tables, whatever wrote them; a slice is no part of it."""
     groups: int = 0
     """Independent units among them."""
     settings: dict[str, str | int | float | bool | None] = {}

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError, DataError
+from tasks.files import fingerprint
 from tasks.recipe import IMAGE_SUFFIXES, UNLABELLED, Table
 
 SHOWN = 5
@@ -511,3 +512,14 @@ def write_table(rows: pd.DataFrame, path: Path) -> None:
         None
     )
     pq.write_table(table, path, compression="zstd", version="2.6", store_schema=False)
+
+
+def table_fingerprint(rows: pd.DataFrame) -> str:
+    """Name a table by its columns and their values, in order: a file's bytes depend on the library that wrote it too."""
+    columns = {
+        str(column): fingerprint(
+            [(f"{place:09d}", repr(value)) for place, value in enumerate(rows[column].tolist())]
+        )
+        for column in rows
+    }
+    return fingerprint(columns.items())

@@ -90,6 +90,25 @@ def test_groups_are_never_separated(paths: Paths) -> None:
     assert rows(paths)["group"].nunique() == 30
 
 
+def test_a_benchmark_is_named_by_what_it_asks_whatever_wrote_its_files(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that writes other bytes of the same examples must not begin a ledger, and its count of attempts, anew."""
+
+    def named() -> dict[str, str]:
+        run_stage("prepare", "tiny", paths.root)
+        found = sorted(paths.report_half.glob("*/benchmark.json"))
+        assert found
+        return {
+            path.parent.name: reports.read_report(path, reports.BenchmarkInfo).fingerprint for path in found
+        }
+
+    before, bytes_before = named(), contents(paths)
+    monkeypatch.setattr("tasks.forgetting.halves.write_table", lambda rows, path: rows.to_parquet(path))
+    assert named() == before
+    assert contents(paths) != bytes_before
+
+
 def test_halves_of_a_benchmark_share_no_group(paths: Paths) -> None:
     run_stage("prepare", "tiny", paths.root)
     selection, report = (

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tasks.errors import ConfigError, DataError
 from tasks.recipe import UNLABELLED, Table
-from tasks.tables import indexed, read_table, write_table
+from tasks.tables import indexed, read_table, table_fingerprint, write_table
 
 LABELS = ["negative", "positive"]
 
@@ -235,3 +235,13 @@ def test_a_target_may_lack_labels(tmp_path: Path) -> None:
     frame, dropped = read_table(stars, tmp_path, LABELS)
     assert indexed(frame, LABELS)["label"].tolist() == [0, UNLABELLED]
     assert dropped == {"|stars| < 0.5": 1}
+
+
+def test_a_table_is_named_by_its_values_and_their_order() -> None:
+    rows = pd.DataFrame({"text": ["a", "b"], "label": [0, 1], "image": [b"1", b"2"]})
+    named = table_fingerprint(rows)
+    assert table_fingerprint(rows.copy()) == named
+    assert table_fingerprint(rows.iloc[::-1]) != named
+    assert table_fingerprint(rows.assign(label=[0, 2])) != named
+    assert table_fingerprint(rows.rename(columns={"text": "query"})) != named
+    assert table_fingerprint(rows.assign(label=rows["label"].astype("int32"))) == named, "the same numbers"

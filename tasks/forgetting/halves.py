@@ -18,7 +18,7 @@ import yaml
 
 from tasks import reports
 from tasks.errors import DataError
-from tasks.files import fingerprint, sha256_of
+from tasks.files import fingerprint
 from tasks.forgetting.slices import SLICE
 from tasks.recipe import (
     Benchmark,
@@ -34,7 +34,7 @@ from tasks.recipe import (
     Table,
 )
 from tasks.splits import first_by_hash, hash_positions
-from tasks.tables import indexed, read_table, read_text, write_table
+from tasks.tables import indexed, read_table, read_text, table_fingerprint, write_table
 
 log = logging.getLogger(__name__)
 
@@ -95,11 +95,16 @@ def _write_half(
         metric=METRICS.get(benchmark.kind) or settings["metric"],
         examples=len(rows),
         groups=int(rows["group"].nunique()),
-        fingerprint=fingerprint([(file, sha256_of(folder / file)) for file in tables]),
+        fingerprint=fingerprint([(file, _content(table)) for file, table in tables.items()]),
         settings=settings,
         labels=labels,
     )
     reports.write_report(folder / "benchmark.json", info)
+
+
+def _content(table: pd.DataFrame) -> str:
+    """Name what a model is asked: by what its answers are sliced is no part of that."""
+    return table_fingerprint(table.drop(columns=SLICE, errors="ignore"))
 
 
 def _labels(benchmark: Benchmark, data: Data) -> list[str]:

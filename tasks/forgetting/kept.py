@@ -22,6 +22,7 @@ from tasks.families.interface import Measured, Model
 from tasks.files import atomic_path, fingerprint
 from tasks.models import tensors_fingerprint
 from tasks.paths import store
+from tasks.tables import table_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,6 @@ def outcomes_path(model: str, max_length: int, device: str, precision: str, *wha
 
 def kept_measure(model: Model, rows: pd.DataFrame) -> Measured:
     """Measure a model on rows of its task, or return what was measured of it before."""
-    shape = fingerprint([(str(column), _digest(rows[column])) for column in rows])
     path = outcomes_path(
         tensors_fingerprint(model.state),
         0,
@@ -70,7 +70,7 @@ def kept_measure(model: Model, rows: pd.DataFrame) -> Measured:
         model.precision,
         model.task,
         model.description,
-        shape,
+        table_fingerprint(rows),
     )
 
     def measure() -> Arrays:
@@ -96,8 +96,3 @@ def must_be_finite(outcomes: NDArray[np.float64], ids: list[str], what: str) -> 
             f"{what}: the model gives no number for {len(bad)} of {len(outcomes)} examples, {named} among them. Did the "
             "training diverge, or does half precision overflow (evaluate.precision)?"
         )
-
-
-def _digest(column: pd.Series) -> str:
-    """Name a column by its values, whatever they are: texts, numbers, or images."""
-    return fingerprint([(f"{place:09d}", repr(value)) for place, value in enumerate(column.tolist())])
