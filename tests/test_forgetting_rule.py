@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from tasks.forgetting import rule
-from tasks.forgetting.rule import PairedLoss, examples_needed, fewest_examples, holm, paired_loss
+from tasks.forgetting.rule import (
+    PairedLoss,
+    examples_for_changes,
+    examples_needed,
+    fewest_examples,
+    holm,
+    paired_loss,
+)
 
 
 def binary(lost: int, won: int, both: int) -> PairedLoss:
@@ -209,3 +216,15 @@ def test_a_gain_shows_in_rows_that_fail_one_by_one_though_their_groups_are_few()
     assert rows.p_not_below(0.0) < 0.01 < whole.p_not_below(0.0)
     assert rows.upper(0.95) < 0.0
     assert rows.reversed().whole_groups is False
+
+
+def test_where_answers_change_both_ways_the_number_named_passes_with_the_power_asked_for() -> None:
+    margin, confidence, power, changed = 0.05, 0.95, 0.8, 0.06
+    n, draws = examples_for_changes(margin, confidence, power, changed), 400
+    chance, passed = np.random.default_rng(7), 0
+    groups = [str(row) for row in range(n)]
+    for _ in range(draws):
+        move = chance.choice([-1.0, 0.0, 1.0], n, p=[changed / 2, 1 - changed, changed / 2])
+        base = np.where(move > 0, 0.0, np.where(move < 0, 1.0, chance.integers(0, 2, n)))
+        passed += paired_loss(base, base + move, groups).p_not_below(margin) <= 1 - confidence
+    assert passed / draws == pytest.approx(power, abs=0.07)

@@ -271,6 +271,14 @@ def fewest_examples(margin: float, confidence: float, *, ranked: bool = False) -
     return max(unseen, math.ceil(z**2 * (1 - margin) / margin), FEWEST_RANKED if ranked else 0)
 
 
+def examples_for_changes(margin: float, confidence: float, power: float, changed: float) -> int:
+    """Return how many independent right-or-wrong examples pass a model that lost nothing, with `power`.
+
+    `changed`: the share of answers that it changes, as many for the better as for the worse.
+    """
+    return math.ceil(changed * (errors_to_margin(confidence, power) / margin) ** 2)
+
+
 def smallest_margin(examples: int, confidence: float) -> float:
     """Return the margin below which so many examples cannot pass a model that lost nothing."""
     z = _z(confidence)
