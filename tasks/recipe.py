@@ -270,9 +270,10 @@ class PerplexityBenchmark(Section):
     file: RawFile
     """Plain text under `data/raw/<recipe>/`, or JSON with `field`."""
     field: str | None = None
-    """Field that holds the text, where the file is a JSON list of objects or JSON Lines; its texts are joined."""
+    """Field that holds the text, where the file is a JSON list of objects or JSON Lines. Each text is a document: no
+    block crosses two, and the blocks of one stay in one half."""
     block_words: int = Field(default=200, ge=16)
-    """Words that make a block, each read by itself; blocks are the examples."""
+    """Words that make a block, each read by itself; blocks are the examples, and a document shorter than that is one."""
     max_blocks: Annotated[int, Field(ge=10)] | None = None
     """Take this many, spread evenly over the text; all of them when absent."""
 

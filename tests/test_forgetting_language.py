@@ -105,17 +105,21 @@ def test_a_block_of_text_has_its_mean_log_likelihood(subject: Any, raw: Path, tm
 
 
 def test_reference_text_may_be_a_field_of_json(raw: Path, tmp_path: Path) -> None:
-    texts = [words(60, seed) for seed in range(20)]
+    """Each text is a document: cut by itself, and never in both halves."""
+    texts = [*(words(70, seed) for seed in range(20)), "too short", f"short {words(16, 99)}"]
     plain = PerplexityBenchmark(kind="perplexity", file="plain.txt", block_words=20)
-    (raw / "plain.txt").write_text("\n\n".join(texts))
     (raw / "list.json").write_text(json.dumps([{"body": text} for text in texts]))
     (raw / "lines.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
-    wanted = halves(plain, raw, tmp_path / "plain")[0].examples
+    made = {}
     for file in ("list.json", "lines.jsonl"):
-        found = halves(plain.model_copy(update={"file": file, "field": "body"}), raw, tmp_path / file)[
-            0
-        ].examples
-        assert found.equals(wanted)
+        parts = halves(plain.model_copy(update={"file": file, "field": "body"}), raw, tmp_path / file)
+        made[file] = pd.concat([part.examples.assign(half=half) for half, part in enumerate(parts)])
+    found = made["list.json"]
+    assert found.equals(made["lines.jsonl"])
+    assert len(found) == 20 * 3 + 1, "three blocks a document, its end left out, and the short one whole"
+    assert found["group"].nunique() == 21
+    assert (found.groupby("group")["half"].nunique() == 1).all()
+    assert all(any(block.strip() in text for text in texts) for block in found["text"])
     (raw / "list.json").write_text('[{"body": "a"}, {"body": " "}]')
     with pytest.raises(DataError, match="object 2: 'body' is empty"):
         write_halves(

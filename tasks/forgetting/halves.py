@@ -52,6 +52,8 @@ METRICS = {
 }
 FIT = "fit"
 """The part on which a probe is fitted."""
+SHORTEST_BLOCK = 16
+"""Words of a document below which it tells nothing."""
 
 
 def write_halves(name: str, benchmark: Benchmark, data: Data, raw: Path, folder: Path) -> None:
@@ -169,37 +171,52 @@ def _last_words(name: str, benchmark: LastWordBenchmark, data: Data, raw: Path) 
 
 
 def _texts(name: str, benchmark: PerplexityBenchmark, data: Data, raw: Path) -> tuple[pd.DataFrame, Parts]:
-    """Cut reference text into blocks of words, whatever the tokenizer, so that every base has the same examples."""
-    words = re.findall(r"\s*\S+", _reference_text(name, benchmark, raw))
-    size = benchmark.block_words
-    blocks = ["".join(words[start : start + size]) for start in range(0, len(words) - size + 1, size)]
-    if benchmark.max_blocks and len(blocks) > benchmark.max_blocks:
-        step = len(blocks) / benchmark.max_blocks
-        blocks = [blocks[int(place * step)] for place in range(benchmark.max_blocks)]
-    return _asked([{"text": block} for block in blocks], "text", None, data), {}
+    """Cut reference text into blocks of words, whatever the tokenizer, so that every base has the same examples.
 
-
-def _reference_text(name: str, benchmark: PerplexityBenchmark, raw: Path) -> str:
-    file = _file(name, raw / benchmark.file)
+    No block crosses documents, and the blocks of one are a group: what a model forgot of it, it forgot in all of them.
+    """
+    file, size = _file(name, raw / benchmark.file), benchmark.block_words
     if benchmark.field is None:
-        return read_text(file)
+        found = [{"text": block} for block in _blocks(read_text(file), size)]
+    else:
+        documents = _documents(name, file, benchmark.field)
+        found = [{"text": block, "of": text} for text in documents for block in _blocks(text, size) or [text]]
+        short = [row["of"] for row in found if len(row["text"].split()) < SHORTEST_BLOCK]
+        if short:
+            found = [row for row in found if row["of"] not in set(short)]
+            log.info(
+                "benchmark %s: %d text(s) of fewer than %d words left out", name, len(short), SHORTEST_BLOCK
+            )
+    if benchmark.max_blocks and len(found) > benchmark.max_blocks:
+        step = len(found) / benchmark.max_blocks
+        found = [found[int(place * step)] for place in range(benchmark.max_blocks)]
+    grouped_by = "text" if benchmark.field is None else "of"
+    return _asked(found, grouped_by, None, data).drop(columns="of", errors="ignore"), {}
+
+
+def _blocks(text: str, size: int) -> list[str]:
+    """Cut a text into blocks of `size` words; what is left at its end is too short to be one."""
+    words = re.findall(r"\s*\S+", text)
+    return ["".join(words[start : start + size]) for start in range(0, len(words) - size + 1, size)]
+
+
+def _documents(name: str, file: Path, field: str) -> list[str]:
+    """Return the texts of a JSON list of objects, or of JSON Lines."""
     if file.suffix == ".json":
         try:
             rows = list(enumerate(json.loads(read_text(file)), 1))
-            texts = {number: _words(row[benchmark.field]).strip() for number, row in rows}
+            texts = {number: _words(row[field]).strip() for number, row in rows}
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"benchmark {name}: {file} is no JSON list of objects with {benchmark.field!r} "
+                f"benchmark {name}: {file} is no JSON list of objects with {field!r} "
                 f"({type(error).__name__}: {error})."
             ) from None
     else:
-        texts = {number: _words(row.get(benchmark.field)).strip() for number, row in _json_lines(name, file)}
+        texts = {number: _words(row.get(field)).strip() for number, row in _json_lines(name, file)}
     _refuse(
-        name,
-        file,
-        [f"object {number}: {benchmark.field!r} is empty" for number, text in texts.items() if not text],
+        name, file, [f"object {number}: {field!r} is empty" for number, text in texts.items() if not text]
     )
-    return "\n\n".join(texts.values())
+    return [*texts.values()]
 
 
 def _harness(name: str, benchmark: HarnessBenchmark, data: Data, raw: Path) -> tuple[pd.DataFrame, Parts]:
