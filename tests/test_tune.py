@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from typer.testing import CliRunner, Result
@@ -24,9 +25,11 @@ from flows.workspace import change_recipe
 from tasks import tune as module
 from tasks.__main__ import run_stage
 from tasks.errors import ConfigError, Refused, StageError
+from tasks.families.interface import Measured
 from tasks.paths import Paths
 from tasks.recipe import Recipe, Tune, load_recipe, recipe_path
 from tasks.reports import MergeReport, read_report
+from tasks.training.loop import Progress
 from tasks.trials import Trial, ranked, read_trials, winner
 from tasks.tune import sample, tune
 from tests.models_data import tuned_project
@@ -81,6 +84,24 @@ def test_a_search_goes_on_where_it_stood(paths: Paths) -> None:
     rates = [trial.changes["finetune.learning_rate"] for trial in again]
     assert len(set(rates)) == 3, "what was drawn before is not drawn again"
     assert len(tune(searched(paths, seed=2), paths=paths, trials=2)) == 3, "nothing is left to do"
+
+
+def test_a_trial_that_lags_behind_half_of_the_others_is_given_up(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, 0.8, 0.7, 0.1, 0.95])
+    epochs: list[int] = []
+
+    def trained(*given: Any) -> None:
+        watch, score = given[-1], next(scores)
+        for epoch in (1, 2, 3):
+            epochs.append(epoch)
+            watch(Progress(epoch=epoch), Measured(np.zeros(2), np.full(2, score)))
+
+    monkeypatch.setattr(module, "train_model", trained)
+    found = {trial.number: trial.state for trial in tune(searched(paths, seed=9), paths=paths, trials=5)}
+    assert found == {0: "complete", 1: "complete", 2: "complete", 3: "pruned", 4: "complete"}
+    assert epochs == [*[1, 2, 3] * 3, 1, 1, 2, 3]
 
 
 def test_other_budgets_are_other_searches(paths: Paths) -> None:
