@@ -17,7 +17,7 @@ import typer
 
 from flows import release_commands
 from flows.console import duration, find_root, parse_settings, say, say_json, say_markdown, say_table
-from tasks.errors import ConfigError, PipelineError
+from tasks.errors import ConfigError, PipelineError, StageError
 from tasks.files import disk_full
 
 if TYPE_CHECKING:
@@ -137,12 +137,15 @@ def init(
 def plan(
     recipe: RecipeName,
     settings: Settings = None,
+    profiles: Profiles = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
     """Show what would run, why, and roughly what it costs."""
     from flows.plan import make_plan
 
-    made = make_plan(find_root(), recipe, parse_settings(settings or []))
+    root = find_root()
+    changes = profile_changes(root, recipe, profiles or []) | parse_settings(settings or [])
+    made = make_plan(root, recipe, changes)
     if as_json:
         import dataclasses
 
@@ -170,7 +173,9 @@ def _cost(made: Plan) -> str:
         parts.append(f"{duration(most)} at most" if parts else f"About {duration(most)} at most")
     if unknown:
         parts.append(f"{'and ' if parts else ''}unknown for {', '.join(unknown)} (no earlier run here)")
-    return f"{', '.join(parts)[:1].upper()}{', '.join(parts)[1:]}, by the last runs on this machine."
+    if len(parts) == 1 and unknown:
+        return "How long it takes is not known: these stages have not run here yet."
+    return f"{', '.join(parts)}, by the last runs on this machine."
 
 
 @app.command()
@@ -248,7 +253,12 @@ def _markdown(root: Path, recipe: str) -> str:
 
 def _came_of_it(result: FlowResult) -> Iterator[str]:
     if not result.executed and not result.restored:
-        yield "Nothing to do: every stage is up to date."
+        refused = result.verdict == "GATE"
+        yield (
+            "Nothing has changed since it was refused, so no stage ran."
+            if refused
+            else "Nothing to do: every stage is up to date."
+        )
     if result.version is not None:
         state = "released" if result.created else "was released before"
         crown = ", now the champion" if result.promoted else ""
@@ -354,7 +364,7 @@ def status() -> None:
             release = load_recipe(path).register_.name
             made = make_plan(root, name)
         except PipelineError as error:
-            rows.append((name, "broken", "–", "–", error.message))
+            rows.append((name, "cannot run", "–", "–", error.message))
             continue
         waiting = [stage.name for stage in made.stages if stage.state == "runs"]
         freshness = "fresh" if made.nothing_to_do else f"stale: {', '.join(waiting)}"
@@ -368,7 +378,6 @@ def status() -> None:
 
 
 def _last_verdict(root: Path, recipe: str) -> str:
-    from tasks.errors import StageError
     from tasks.paths import Paths
     from tasks.summary import read_reports, summarize
 
@@ -399,7 +408,13 @@ def show(
     from tasks.files import write_text
     from tasks.summary import as_html
 
-    write_text(html, as_html(made))
+    page = as_html(made)
+    try:
+        write_text(html, page)
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise ConfigError(f"--html {html} cannot be written: {error.strerror}.") from None
     say(f"wrote {html}")
 
 
@@ -411,7 +426,10 @@ def recipe_summary(root: Path, recipe: str) -> Summary:
     from tasks.summary import read_reports, summarize
 
     load_recipe(recipe_path(root, recipe))
-    reports = read_reports(Paths(root, recipe))
+    try:
+        reports = read_reports(Paths(root, recipe))
+    except StageError as error:
+        raise StageError(error.message, [*error.problems, *_kept(root, recipe)]) from None
     stale: dict[str, list[str]] = {}
     for stage in make_plan(root, recipe).stages:
         if stage.state == "runs":
@@ -419,6 +437,14 @@ def recipe_summary(root: Path, recipe: str) -> Summary:
     why = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in stale.items())
     notes = [f"Out of date: {why}. To bring it up to date: retain run {recipe}"] if stale else []
     return summarize(reports, recipe, notes=notes)
+
+
+def _kept(root: Path, recipe: str) -> Iterator[str]:
+    """Yield the way to the newest run that was kept as an experiment, if there is one."""
+    from flows.workspace import kept_experiments
+
+    for name in kept_experiments(root, recipe)[:1]:
+        yield f"its last run with changes is kept as the experiment {name}: `dvc exp apply {name}` brings it here"
 
 
 @app.command()

@@ -199,7 +199,11 @@ def _recipes(root: Path) -> Iterator[Finding]:
 
 
 def _registry(root: Path) -> Iterator[Finding]:
-    location = registry_root(root)
+    try:
+        location = registry_root(root)
+    except PipelineError as error:
+        yield Finding("bad", "registry", error.message, "set RETAIN_REGISTRY to one of these")
+        return
     if location.startswith("s3://"):
         if importlib.util.find_spec("boto3") is None:
             yield Finding("bad", "registry", f"{location} needs boto3", "pip install 'retain[s3]'")

@@ -110,7 +110,10 @@ def _check_sources(repo: Repo, recipe: Recipe, paths: Paths) -> None:
         raise DataError(
             f"data.source of {paths.recipe} is not what {_shown(pointer_of(paths), paths)} was pinned from. "
             f"To take the new data: rm -r {_shown(paths.raw, paths)} {_shown(pointer_of(paths), paths)}, and run again.",
-            [f"{name}: pinned from {before.get(name)}, the recipe says {now.get(name)}" for name in names],
+            [
+                f"{name}: pinned from {before.get(name, 'nothing')}, the recipe says {now.get(name, 'nothing')}"
+                for name in names
+            ],
         )
 
 

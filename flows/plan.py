@@ -145,9 +145,10 @@ def _ask_dvc(root: Path, recipe: str) -> dict[str, _Step]:
         # DVC mistakes its own stages for others when the working folder is not its root.
         with contextlib.chdir(root), Repo(str(root)) as repo:
             found = {stage.addressing: stage for stage in repo.index.stages}
-            if missing := [target for target in targets if target not in found]:
-                remedy = f"add {recipe!r} to `recipes` in params.yaml"
-                raise ConfigError(f"dvc.yaml does not build {', '.join(missing)}: {remedy}.")
+            if any(target not in found for target in targets):
+                raise ConfigError(
+                    f"dvc.yaml does not build {recipe}: add {recipe!r} to `recipes` in params.yaml."
+                )
             status = repo.status(targets=targets)
             return {
                 stage: _step(found[target], status.get(target, []))

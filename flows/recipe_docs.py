@@ -42,7 +42,7 @@ def recipe_docs() -> str:
     )
     parts = [INTRODUCTION, stages, "\n## The file\n\n", _table(Recipe)]
     for model, places in _sections().items():
-        heading = " · ".join(f"`{place}`" for place in places) + _which_kind(model)
+        heading = " · ".join(f"`{place}`" for place in dict.fromkeys(places)) + _which_kind(model)
         parts.append(f"\n## {heading}\n\n{_purpose(model)}\n\n{_table(model)}")
     return "".join(parts)
 
@@ -94,7 +94,9 @@ def _table(model: type[BaseModel]) -> str:
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     words = {None: "none", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return str(list(value) if isinstance(value, tuple) else value).replace("\n", "\\n")
 
 
 def _kind(annotation: Any) -> str:
@@ -107,6 +109,8 @@ def _kind(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         kinds = [_kind(item) for item in arguments if item is not type(None)]
         return " \\| ".join(dict.fromkeys(kinds))
+    if origin is tuple:
+        return f"list of {len(arguments)}: {', '.join(dict.fromkeys(_kind(item) for item in arguments))}"
     if origin is list:
         return f"list of {_kind(arguments[0])}"
     if origin is dict:

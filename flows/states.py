@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,6 +15,14 @@ from tasks.errors import PipelineError, Preempted, Refused
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    """Tell whether a line of the log is more than Prefect's word on a state that it logs again as it ends."""
+    return record.exc_info != (None, None, None) or not record.getMessage().startswith("Task run failed with")
+
+
+logging.getLogger("prefect.task_runs").addFilter(_says_more)
 
 
 def state_name(error: PipelineError) -> str:

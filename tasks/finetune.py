@@ -31,7 +31,7 @@ from tasks.splits import read_splits
 from tasks.training.copies import open_copies
 from tasks.training.distributed import first_rank, is_rank
 from tasks.training.launch import launch, pick_devices
-from tasks.training.run import Trained, refuse_high_rate, train_model
+from tasks.training.run import Trained, train_model
 from tasks.training.tensorboard import open_board
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,12 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
     """Tune the base on the training split and keep the epoch with the least validation loss.
 
     Raises:
-        ConfigError: the rate is more than ten times the usual one and not forced, or there are fewer devices.
+        ConfigError: there are fewer devices.
         StageError: the data has not been cleared, or the loss is not finite.
         Preempted: SIGTERM came; the work is checkpointed.
     """
     schema, tables = read_splits(paths)
     kind = family(schema.task)
-    refuse_high_rate(section, kind)
     verify_passport(paths)
     base = reports.read_report(paths.base, reports.Base)
     scratch = store() / "checkpoints" / _inputs_hash(section, base, schema)

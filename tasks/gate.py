@@ -101,7 +101,7 @@ def _must_be_measured(bounds: dict[str, Bound], measures: dict[str, Measure]) ->
     if problems:
         known = ", ".join(name for name in measures if name != FAILED_EXPECTATIONS)
         raise ConfigError(
-            f"The recipe bounds measures that check does not take. It takes: {known}. Not known:", problems
+            "The recipe bounds measures that check does not take:", [*problems, f"it takes: {known}"]
         )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from tasks.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -154,5 +156,14 @@ def store() -> Path:
 
 
 def registry_root(root: Path) -> str:
-    """Return where releases lie: `RETAIN_REGISTRY` (a folder or `s3://bucket/prefix`), else `registry/`."""
-    return os.environ.get("RETAIN_REGISTRY") or str(root / "registry")
+    """Return where releases lie: `RETAIN_REGISTRY` (a folder or `s3://bucket/prefix`), else `registry/`.
+
+    Raises:
+        ConfigError: it is an address that is no bucket, which would pass for the name of a folder.
+    """
+    location = os.environ.get("RETAIN_REGISTRY") or str(root / "registry")
+    if "://" in location and not location.startswith("s3://"):
+        raise ConfigError(
+            f"RETAIN_REGISTRY is {location}: a registry is a folder, or a bucket as s3://bucket/prefix."
+        )
+    return location

@@ -6,6 +6,7 @@ is its documentation everywhere: here, in `retain init`, and in the form of the 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from pathlib import Path, PurePosixPath
@@ -644,10 +645,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _every_benchmark_has_a_budget(self) -> Recipe:
-        if missing := sorted(set(self.benchmarks) - set(self.budget)):
-            raise ValueError(f"no budget for benchmark(s) {', '.join(missing)}")
-        if unknown := sorted(set(self.budget) - set(self.benchmarks)):
-            raise ValueError(f"budget for unknown benchmark(s) {', '.join(unknown)}")
+        missing = sorted(set(self.benchmarks) - set(self.budget))
+        unknown = sorted(set(self.budget) - set(self.benchmarks))
+        problems = [f"no budget for benchmark(s) {', '.join(missing)}"] if missing else []
+        problems += [f"budget for unknown benchmark(s) {', '.join(unknown)}"] if unknown else []
+        if problems:
+            raise ValueError("; ".join(problems))
         if all(suite.informative for suite in self.budget.values()):
             raise ValueError("every benchmark is informative: nothing would stop a model that forgot")
         return self
@@ -728,6 +731,8 @@ def _finetune_problems(recipe: Recipe) -> list[str]:
     section, task, problems = recipe.finetune, recipe.task, []
     if section.method not in USUAL_RATES[task]:
         problems.append(f"finetune.method: {task} knows {', '.join(USUAL_RATES[task])}")
+    else:
+        problems += _rate_problems(section, USUAL_RATES[task][section.method], task)
     if (task == "image-classification") != (section.max_length is None):
         problems.append("finetune.max_length: a number for a task that reads texts, null for images")
     if (task == "sentence-embedding") != (section.loss is not None):
@@ -747,6 +752,16 @@ def _finetune_problems(recipe: Recipe) -> list[str]:
     if recipe.data.replay and recipe.data.replay.may_lack_labels:
         problems += _unlabelled_replay_problems(recipe)
     return problems
+
+
+def _rate_problems(section: Finetune, usual: float, task: str) -> list[str]:
+    if section.method == "probe" or section.force_learning_rate or section.learning_rate <= TOO_HIGH * usual:
+        return []
+    return [
+        f"finetune.learning_rate is {section.learning_rate:g}: more than ten times the {usual:g} that `method: "
+        f"{section.method}` wants for {task}, and the surest way to forget; lower it, or set "
+        "force_learning_rate: true"
+    ]
 
 
 def _unlabelled_replay_problems(recipe: Recipe) -> list[str]:
@@ -854,7 +869,15 @@ def _most_examples(benchmark: Benchmark) -> int | None:
 
 
 def recipe_path(root: Path, name: str) -> Path:
-    """Return where the recipe `name` lies below the repository `root`."""
+    """Return where the recipe `name` lies below the repository `root`.
+
+    Raises:
+        ConfigError: it is no name, but a path, say.
+    """
+    if not NAME_PATTERN.match(name):
+        stem = Path(name).stem
+        meant = f" Did you mean {stem!r}?" if NAME_PATTERN.match(stem) else ""
+        raise ConfigError(f"{name!r} is no recipe name: use lower-case letters, digits and hyphens.{meant}")
     return root / "recipes" / f"{name}.yaml"
 
 
@@ -888,7 +911,8 @@ def load_recipe(path: Path) -> Recipe:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"There is no recipe {path}. Recipes here: {known}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML (UTF-8): {error}") from None
+        said = str(error).replace("<unicode string>", path.name)
+        raise ConfigError(f"{path} is not valid YAML (UTF-8): {said}") from None
     if not isinstance(document, dict):
         raise ConfigError(
             f"{path} is empty or no mapping: see docs/recipes.md for the sections a recipe has."
@@ -904,6 +928,17 @@ def _problems(error: ValidationError) -> list[str]:
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"]) or "recipe"
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"there is no such field{_like(str(item['loc'][-1]))}"
         given = "" if item["type"] in ("missing", "value_error") else f" (given: {item['input']!r:.60})"
         problems.append(f"{place}: {message}{given}")
     return problems
+
+
+def _like(name: str) -> str:
+    """Return a question after the field whose name is nearest to one that no section knows."""
+    fields = {
+        field.alias or own for kind in Section.__subclasses__() for own, field in kind.model_fields.items()
+    }
+    near = difflib.get_close_matches(name, fields, n=1)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""

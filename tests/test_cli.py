@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows.cli import _came_of_it
 from flows.console import duration, find_root, parse_settings, say_table
 from flows.plan import Plan, PlannedStage
 from tasks import errors
@@ -32,6 +34,13 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(root)
     monkeypatch.setenv("RETAIN_REGISTRY", str(root / "registry"))
     return root
+
+
+def write_reports(root: Path) -> None:
+    """Leave the reports of a run of `sentiment`."""
+    source, paths = run_reports(), Paths(root, "sentiment")
+    for name in ("base", "schema", "gate", "merge", "evaluate", "decision"):
+        write_report(getattr(paths, name), getattr(source, name))
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -144,14 +153,15 @@ def test_plan_prints_why_and_cost(repository: Path, retain: Run, monkeypatch: py
     assert "About 61 s, 81 s at most, and unknown for decide" in out
     stages = tuple(PlannedStage(stage.name, "up to date", (), None) for stage in stages)
     assert "Nothing to do" in retain("plan", "sentiment")[1]
+    stages = (PlannedStage("prepare", "runs", ("has not run yet",), None),)
+    assert "How long it takes is not known" in retain("plan", "sentiment")[1]
+    assert "has no profile quick" in retain("plan", "sentiment", "--profile", "quick")[2]
 
 
 def test_show_writes_a_page_and_marks_what_is_out_of_date(
     repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, paths = run_reports(), Paths(repository, "sentiment")
-    for name in ("base", "schema", "gate", "merge", "evaluate", "decision"):
-        write_report(getattr(paths, name), getattr(source, name))
+    write_reports(repository)
     stages = (PlannedStage("finetune", "runs", ("finetune.epochs: 2 → 1",), None),)
     monkeypatch.setattr("flows.plan.make_plan", lambda *arguments: Plan("sentiment", stages))
     status, out, _ = retain("show", "sentiment")
@@ -161,6 +171,34 @@ def test_show_writes_a_page_and_marks_what_is_out_of_date(
     status, out, _ = retain("show", "sentiment", "--html", "page.html")
     assert (status, out) == (0, "wrote page.html\n")
     assert "May ship" in (repository / "page.html").read_text()
+
+
+def test_show_says_where_a_page_cannot_be_written(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_reports(repository)
+    monkeypatch.setattr("flows.plan.make_plan", lambda *arguments: Plan("sentiment", ()))
+    (repository / "folder").mkdir()
+    status, out, err = retain("show", "sentiment", "--html", "folder")
+    assert (status, out) == (1, "")
+    assert err == "retain: --html folder cannot be written: Is a directory.\n"
+    assert [path.name for path in repository.iterdir() if path.name.startswith(".")] == []
+
+
+def test_show_before_any_run_knows_what_was_kept(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.workspace.kept_experiments", lambda *arguments: ["new-otter", "old-owl"])
+    status, _, err = retain("show", "sentiment")
+    assert status == 1
+    assert "kept as the experiment new-otter: `dvc exp apply new-otter` brings it here" in err
+
+
+def test_a_registry_is_no_address(repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETAIN_REGISTRY", "ftp://host/x")
+    status, _, err = retain("releases")
+    assert status == 1
+    assert "RETAIN_REGISTRY is ftp://host/x: a registry is a folder, or a bucket" in err
 
 
 def test_show_before_any_run(repository: Path, retain: Run) -> None:
@@ -192,6 +230,14 @@ def test_doctor_fails_on_a_bad_finding(
     assert out.splitlines() == ["ok   Python: 3.11", "bad  fastapi: 0.155", "     → pip install"]
     found.pop()
     assert retain("doctor")[0] == 0
+
+
+@pytest.mark.parametrize(("verdict", "words"), [("GATE", "since it was refused"), ("FAIL", "Nothing to do")])
+def test_a_run_in_which_nothing_ran_says_why(verdict: Any, words: str) -> None:
+    from flows.runs import FlowResult
+
+    (line,) = _came_of_it(FlowResult("sentiment", "calm-otter", verdict, ["no"], [], []))
+    assert words in line
 
 
 def test_durations_and_tables(capsys: pytest.CaptureFixture[str]) -> None:

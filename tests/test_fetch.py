@@ -79,6 +79,13 @@ def test_other_sources_than_the_pinned_are_named(project: Project) -> None:
     assert caught.value.problems[0].startswith("train.csv: pinned from path:")
 
 
+def test_a_source_that_came_later_is_named(project: Project) -> None:
+    project.change("  source:\n", "  source:\n    more.csv: path:/more.csv\n")
+    with pytest.raises(DataError) as caught:
+        fetch(project)
+    assert caught.value.problems == ["more.csv: pinned from nothing, the recipe says path:/more.csv"]
+
+
 def test_a_corrupted_cache_is_noticed_and_the_data_fetched_again(project: Project) -> None:
     shutil.rmtree(raw(project))
     damaged: list[Any] = [

@@ -17,6 +17,7 @@ from tasks.__main__ import run_stage
 from tasks.errors import ConfigError, StageError
 from tasks.files import folder_fingerprint
 from tasks.paths import Paths
+from tasks.recipe import load_recipe, recipe_path
 from tasks.training.checkpoints import newest_checkpoint, save_checkpoint
 from tests.models_data import tuned_project
 
@@ -144,12 +145,12 @@ def change(paths: Paths, before: str, after: str) -> None:
     recipe.write_text(recipe.read_text().replace(before, after))
 
 
-def test_a_ruinous_rate_is_refused_unless_forced(paths: Paths) -> None:
+def test_a_ruinous_rate_is_refused_with_the_recipe_unless_forced(paths: Paths) -> None:
     change(paths, "learning_rate: 1.0e-4", "learning_rate: 0.01")
     with pytest.raises(
         ConfigError, match=r"more than ten times the 0\.0001 .* set force_learning_rate: true"
     ):
-        run_stage("finetune", "tiny", paths.root)
+        load_recipe(recipe_path(paths.root, "tiny"))
     change(paths, "learning_rate: 0.01", "learning_rate: 0.01\n  force_learning_rate: true")
     run_stage("finetune", "tiny", paths.root)
 

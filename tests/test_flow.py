@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -47,6 +48,24 @@ def test_an_expected_error_is_a_state_of_its_own_name() -> None:
         assert may_go_on(None, None, state) is (name == "Preempted")
     with pytest.raises(ZeroDivisionError):
         fails(ZeroDivisionError())
+
+
+@pytest.mark.filterwarnings("ignore:.*without a flow run id")
+def test_prefect_logs_an_expected_error_once(caplog: pytest.LogCaptureFixture) -> None:
+    import flows.states  # noqa: F401
+
+    log = logging.getLogger("prefect.task_runs")
+    with caplog.at_level("INFO", "prefect.task_runs"):
+        log.error("Task run failed with state: Refused('no')", exc_info=True)
+        log.error("Finished in state Refused('no')")
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            log.exception("Task run failed with exception: a bug keeps its traceback")
+    assert [record.message.split("(")[0] for record in caplog.records] == [
+        "Finished in state Refused",
+        "Task run failed with exception: a bug keeps its traceback",
+    ]
 
 
 def test_changes_are_typed_and_named_by_field() -> None:
@@ -131,6 +150,7 @@ def test_an_interrupted_run_ends_and_the_next_goes_on(project: Project, number: 
     said, _ = run.communicate(timeout=60)
     assert run.returncode == status, said
     assert "Traceback" not in said
+    assert "run it again to go on" in said
     assert [child for child in family if child.is_running() and child.status() != "zombie"] == []
     project.change("epochs: 20", "epochs: 2")
     again = project.retain("run", "tiny", "--no-register")

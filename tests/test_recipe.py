@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tasks.errors import ConfigError
-from tasks.recipe import load_recipe
+from tasks.recipe import load_recipe, recipe_path
 from tests.bench.planted import SIMILARITY
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,10 @@ def changed(**sections: Any) -> dict[str, Any]:
     }
 
 
+def without(section: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != name}
+
+
 def with_data(**keys: Any) -> dict[str, Any]:
     return changed(data=keys)
 
@@ -43,11 +47,20 @@ def test_three_errors_are_told_at_once_with_their_places(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"), [("recipes/sentiment.yaml", "sentiment"), ("../sentiment", "sentiment"), ("A b", None)]
+)
+def test_a_path_is_no_name_of_a_recipe(name: str, meant: str | None) -> None:
+    with pytest.raises(ConfigError, match="is no recipe name") as caught:
+        recipe_path(ROOT, name)
+    assert (f"Did you mean {meant!r}?" in str(caught.value)) == (meant is not None)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("", "is empty"),
         ("- a\n- b\n", "no mapping"),
-        ("a: [1\n", "not valid YAML"),
+        ("a: [1\n", r"not valid YAML(?s:.)*in \"mine\.yaml\", line 2"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> None:
@@ -119,6 +132,18 @@ def test_a_name_that_would_leave_the_folder_is_refused(tmp_path: Path) -> None:
     ("document", "expected"),
     [
         ({**SENTIMENT, "budget": {"constitution": {"margin": 0.03}}}, "no budget for benchmark"),
+        (
+            {
+                **SENTIMENT,
+                "budget": {**without(SENTIMENT["budget"], "movie-knn"), "movie-kn": {"margin": 0.1}},
+            },
+            r"no budget for benchmark\(s\) movie-knn; budget for unknown benchmark\(s\) movie-kn$",
+        ),
+        (
+            changed(finetune={"lerning_rate": 1}),
+            "lerning_rate: there is no such field; did you mean 'learning_rate'",
+        ),
+        (changed(finetune={"zzz": 1}), r"finetune\.zzz: there is no such field \(given: 1\)"),
         (
             {**SENTIMENT, "budget": {name: {"informative": True} for name in SENTIMENT["budget"]}},
             "nothing would stop a model that forgot",

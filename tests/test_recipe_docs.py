@@ -14,6 +14,14 @@ def test_the_page_is_in_step_with_the_model() -> None:
     )
 
 
+def test_no_cell_of_a_table_breaks_or_shows_python() -> None:
+    for line in recipe_docs().splitlines():
+        assert "typing." not in line
+        assert "tuple[" not in line
+        assert line.count("|") - line.count("\\|") in (0, 3, 5), line
+        assert not line.startswith("## ") or len(set(line.split(" · "))) == len(line.split(" · "))
+
+
 def test_every_section_and_field_is_on_it() -> None:
     page = recipe_docs()
     for name, field in Recipe.model_fields.items():

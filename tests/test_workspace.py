@@ -13,6 +13,7 @@ from flows.workspace import (
     change_recipe,
     commit_of,
     experiment_name,
+    kept_experiments,
     own_workspace,
     save_experiment,
     workspaces,
@@ -92,7 +93,7 @@ def test_a_dirty_tree_is_refused_and_everything_dirty_is_named(project: Project)
     [
         ({"finetune.epochs": 0, "finetune.epoch": 1}, ["finetune.epochs", "finetune.epoch:"]),
         ({"base.x": 1}, ["base.x: base is no section"]),
-        ({"fine.tune": 1}, ["fine: Extra inputs"]),
+        ({"fine.tune": 1}, ["fine: there is no such field"]),
     ],
 )
 def test_a_wrong_change_leaves_no_workspace(
@@ -138,7 +139,9 @@ def test_what_was_built_before_is_taken_and_what_is_built_is_kept(project: Proje
     with own_workspace(project.root, "tiny", "calm-otter", RATE) as workspace:
         outcomes = dict(zip(STAGES, build_all(workspace.root), strict=True))
         with open_repo(workspace.root) as repo:
-            commit = save_experiment(repo, "calm-otter", list(STAGES), "tiny", "tiny: a higher rate")
+            commit = save_experiment(
+                repo, "calm-otter", list(STAGES), "tiny", 'tiny {"finetune.learning_rate": 3e-4}'
+            )
         decision = Paths(workspace.root, "tiny").decision.read_bytes()
     executed = [stage for stage, outcome in outcomes.items() if outcome == "executed"]
     assert executed == ["finetune", "merge", "evaluate", "decide"]
@@ -147,6 +150,8 @@ def test_what_was_built_before_is_taken_and_what_is_built_is_kept(project: Proje
     assert project.git("rev-parse", "HEAD").strip() in project.git("log", "--format=%P", "-1", commit)
     assert "learning_rate: 0.0003" in project.git("show", f"{commit}:recipes/tiny.yaml")
     assert "calm-otter" in project.git("for-each-ref", "refs/exps")
+    assert kept_experiments(project.root, "tiny") == ["calm-otter"]
+    assert kept_experiments(project.root, "tin") == []
     assert experiment_name("calm-otter", project.root) == "calm-otter-2"
 
     project.commit("the lock of the first run")

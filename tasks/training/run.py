@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tasks.errors import ConfigError
 from tasks.families.interface import Model
-from tasks.rates import TOO_HIGH, USUAL_RATES
 from tasks.recipe import Finetune
 from tasks.training.adapters import add_adapters, merge_adapters
 from tasks.training.copies import Copies
@@ -18,25 +16,6 @@ from tasks.training.loop import Progress, Trainer, Watch
 from tasks.training.tensorboard import Board
 
 log = logging.getLogger(__name__)
-
-
-def refuse_high_rate(section: Finetune, kind: type[Model]) -> None:
-    """Return when the rate is one that fine-tuning survives.
-
-    Raises:
-        ConfigError: it is more than ten times the usual one of this task and method, and not forced.
-    """
-    usual = USUAL_RATES[kind.task][section.method]
-    if (
-        section.method != "probe"
-        and section.learning_rate > TOO_HIGH * usual
-        and not section.force_learning_rate
-    ):
-        raise ConfigError(
-            f"finetune.learning_rate is {section.learning_rate:g}: more than ten times the {usual:g} that `method: "
-            f"{section.method}` wants for {kind.task}, and the surest way to forget. Lower it, or set "
-            "force_learning_rate: true."
-        )
 
 
 @dataclass(frozen=True)
