@@ -5,6 +5,7 @@ Exit status: 0 released or nothing to do, 1 an error the user can act on, 2 usag
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -62,6 +63,9 @@ def main() -> None:
         print(f"retain: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
+            print(f"retain: {error.filename}: {error.strerror}. Change its rights or owner.", file=sys.stderr)
+            sys.exit(1)
         if not (said := disk_full(error)):
             raise
         print(f"retain: {said}. Make room (`retain clean`) and run it again.", file=sys.stderr)

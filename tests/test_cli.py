@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -107,6 +108,19 @@ def test_expected_errors_print_without_traceback(
     assert found == status
     assert err == f"retain: {error}\n"
     assert out == ""
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_may_not_be_written_is_no_bug(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code), "data/raw")
+
+    monkeypatch.setattr("flows.plan.make_plan", fail)
+    status, _, err = retain("plan", "sentiment")
+    assert status == 1
+    assert err == f"retain: data/raw: {os.strerror(code)}. Change its rights or owner.\n"
 
 
 def test_a_bug_keeps_its_traceback(repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
