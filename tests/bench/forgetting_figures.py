@@ -17,6 +17,8 @@ OURS, FREE = "Retain", "no budget"
 """Who takes what gained most on validation of a seed's trainings: of mixtures within the budget, or of tuned models."""
 PLAN = 0.8
 """Share of the chosen mixtures that the report halves are to confirm: `decide.power` of the recipes."""
+FEWEST_JUDGED = 20
+"""Choices below which a share of them is shown, and held against no plan."""
 NEAR = 0.95
 """Share of the best gain that ours is to keep within the budget."""
 
@@ -200,7 +202,8 @@ def confirmation_figures(recipe: str, results: Sequence[Result]) -> Iterator[Fig
         asked = [model.confirmed for model in models if model.confirmed is not None]
         if asked:
             share, n = sum(asked) / len(asked), len(asked)
-            plan = (f">= {PLAN:g}", share >= PLAN) if what.startswith("mixtures") else (None, None)
+            judged = what.startswith("mixtures") and n >= FEWEST_JUDGED
+            plan = (f">= {PLAN:g}", share >= PLAN) if judged else (None, None)
             yield Figure(
                 f"{recipe}: {what} that the report halves confirm", share, "share", n, n, None, *plan
             )

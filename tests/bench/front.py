@@ -15,8 +15,10 @@ from html import escape
 COLOURS = ("#4c6a92", "#b0683c", "#6f7f3a", "#8a5a8c", "#3f8480")
 """Methods of one kind share a colour; their numbers tell them apart."""
 INK, FAINT, GOAL, ACCENT = "#2b2b2b", "#e7e7e7", "#e6f2e6", "#c2272d"
-WIDTH, HEIGHT = 860, 470
+WIDTH, HEIGHT = 924, 480
 LEFT, RIGHT, TOP, BOTTOM = 78, 596, 64, 396
+FIGURES = 318
+"""How far right of the drawing the legend's figures end."""
 KNEE = 0.7
 """Where the scale to the right turns from linear to logarithmic."""
 MARKS = (-2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50)
@@ -117,7 +119,7 @@ def _ground(scale: Scale, wanted: float) -> Iterator[str]:
     yield _text(limit + 6, BOTTOM - 8, "budget", fill=ACCENT)
     if wanted > 0:
         yield _line(LEFT, RIGHT, scale.y(wanted), scale.y(wanted), "#5c8f5c", dash="2 3")
-        yield _text(LEFT + 8, scale.y(wanted) - 6, "95 % of the best gain", fill="#5c8f5c")
+        yield _text(LEFT + 8, TOP + 15, "95 % of the best gain, or more", fill="#5c8f5c")
     yield _line(LEFT, RIGHT, BOTTOM, BOTTOM, INK)
     yield _line(LEFT, LEFT, TOP, BOTTOM, INK)
     yield _text(
@@ -159,7 +161,7 @@ def _star(x: float, y: float) -> str:
 
 def _legend(spots: Sequence[Spot]) -> Iterator[str]:
     left, y, number = RIGHT + 34, TOP + 12.0, 0
-    yield _text(RIGHT + 262 - 8, TOP - 8, "gain · loss", anchor="end", fill="#666", size=11)
+    yield _text(RIGHT + FIGURES, TOP - 8, "gain · loss", anchor="end", fill="#666", size=11)
     for spot in spots:
         if spot.kind < 0:
             yield _star(left, y)
@@ -168,8 +170,10 @@ def _legend(spots: Sequence[Spot]) -> Iterator[str]:
             yield from _sign(left, y, spot.kind, number)
         weight = 600 if spot.kind < 0 else 400
         yield _text(left + 18, y + 4, spot.name, weight=weight)
-        yield _text(RIGHT + 254, y + 4, f"{spot.gain:+.3f} · {spot.loss:.1f}×", anchor="end", weight=weight)
-        y += 27
+        yield _text(
+            RIGHT + FIGURES, y + 4, f"{spot.gain:+.3f} · {spot.loss:.1f}×", anchor="end", weight=weight
+        )
+        y += 25
 
 
 def _bend(loss: float) -> float:
