@@ -185,17 +185,17 @@ def test_a_run_with_a_change_leaves_the_tree_alone_and_an_experiment_behind(proj
 
 
 def test_a_ruinous_change_is_refused_and_still_kept(project: Project) -> None:
-    done = project.retain("run", "tiny", "--set", "finetune.learning_rate=0.05", check=False)
+    done = project.retain("run", "tiny", "--set", "finetune.learning_rate=1e-3", check=False)
     assert done.returncode == 3
     assert "retain: refused (FAIL): tiny was not released." in done.stderr
-    assert "articles: lost 0.05" in done.stdout
+    assert "articles: lost 0.001" in done.stdout
     assert not (project.root / "registry").exists()
     assert len(experiments(project)) == 1
 
 
 def test_a_change_over_uncommitted_edits_is_refused(project: Project) -> None:
     project.change("epochs: 1", "epochs: 2")
-    done = project.retain("run", "tiny", "--set", "finetune.learning_rate=0.05", check=False)
+    done = project.retain("run", "tiny", "--set", "finetune.learning_rate=1e-3", check=False)
     assert done.returncode == 1
     assert " M recipes/tiny.yaml" in done.stderr
     assert "Traceback" not in done.stderr

@@ -94,13 +94,13 @@ def test_released_then_nothing_to_do_then_released_again(forge: Forge) -> None:
 
 
 def test_refused(forge: Forge) -> None:
-    forge.change("learning_rate: 1.0e-4", "learning_rate: 0.05")
+    forge.change("learning_rate: 1.0e-4", "learning_rate: 1.0e-3")
     status, said, clone = forge.retrain("tiny", "--report", "mine.md")
     assert status == 3, said
     assert "outcome: refused" in said
     report = (clone.root / "mine.md").read_text()
     assert report.startswith("# Retrain of `tiny`: refused\n")
-    assert "articles: lost 0.05" in report
+    assert "articles: lost 0.001" in report
     assert forge.branches() == []
     assert not (forge.folder / "registry").exists()
 

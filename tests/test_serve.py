@@ -148,11 +148,11 @@ def test_a_run_from_the_form(served: Served) -> None:
 
 @pytest.mark.e2e
 def test_a_refused_run_ends_in_a_state_of_its_own_name(served: Served) -> None:
-    run = served.run(recipe="tiny", changes={"learning_rate": 0.05})
+    run = served.run(recipe="tiny", changes={"learning_rate": 1e-3})
     ended = served.wait(run["id"])
     assert ended["state_name"] == "Refused"
     assert ended["run_count"] == 1, "a refusal is not tried again"
-    assert "articles: lost 0.05" in ended["state"]["message"]
+    assert "articles: lost 0.001" in ended["state"]["message"]
 
 
 @pytest.mark.e2e
