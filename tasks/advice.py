@@ -18,6 +18,7 @@ MOST_ADVICE = 3
 """Changes that can be tried at once."""
 SMALL_ALPHA = 0.1
 """Below it, little of the tuning is left."""
+TRAIN_MORE = "Try a higher finetune.learning_rate (up to three times) or more finetune.epochs."
 NEAR_USUAL = 1.5
 """Times the usual rate that is still about the usual one."""
 
@@ -64,7 +65,7 @@ def _on_tuning(
     if _learned_nothing(merged):
         return [
             "Add labelled rows: these taught the model nothing that where it started does not know.",
-            "Try a higher finetune.learning_rate (up to three times) or more finetune.epochs.",
+            TRAIN_MORE,
         ]
     gentler = [*_forget_less(trained)]
     if merged.kept_base or any(suite.verdict == "FAIL" for suite in suites):
@@ -154,7 +155,7 @@ def _on_the_task(target: reports.Verdict, trained: Trained) -> Iterator[str]:
     """Yield what would show a gain on the task itself."""
     if target == "INCONCLUSIVE":
         yield "Add labelled rows: the test split is too small, or the task too close to what the base knows."
-        yield "Try a higher finetune.learning_rate (up to three times) or more finetune.epochs."
+        yield TRAIN_MORE
     if target == "FAIL":
         yield "Give validation more rows: it promised a gain that the test split does not show."
         patience = "" if trained.finetune.patience else ", or set finetune.patience"

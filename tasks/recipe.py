@@ -874,11 +874,20 @@ def recipe_path(root: Path, name: str) -> Path:
     Raises:
         ConfigError: it is no name, but a path, say.
     """
+    check_recipe_name(name)
+    return root / "recipes" / f"{name}.yaml"
+
+
+def check_recipe_name(name: str) -> None:
+    """Return when this can be the name of a recipe.
+
+    Raises:
+        ConfigError: it is no name, but a path, say.
+    """
     if not NAME_PATTERN.match(name):
         stem = Path(name).stem
         meant = f" Did you mean {stem!r}?" if NAME_PATTERN.match(stem) else ""
         raise ConfigError(f"{name!r} is no recipe name: use lower-case letters, digits and hyphens.{meant}")
-    return root / "recipes" / f"{name}.yaml"
 
 
 class _EachKeyOnce(yaml.SafeLoader):
@@ -903,8 +912,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         ConfigError: the file is missing, is no YAML, or has errors: all of them are listed.
     """
-    if not NAME_PATTERN.match(path.stem):
-        raise ConfigError(f"{path.stem!r} is no recipe name: use lower-case letters, digits and hyphens.")
+    check_recipe_name(path.stem)
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
     except FileNotFoundError:

@@ -72,46 +72,47 @@ def advised(given: Trained, alpha: float = 0.5) -> list[str]:
     return told(verdict("FAIL"), searched(alpha), given=given)
 
 
-def begins(advice: Sequence[str], *wanted: str) -> None:
-    assert len(advice) == len(wanted), advice
-    for line, beginning in zip(advice, wanted, strict=True):
-        assert line.startswith(beginning)
+def begins(advice: Sequence[str], *wanted: str) -> bool:
+    """Say whether the lines of an advice begin so, and there are no others."""
+    return len(advice) == len(wanted) and all(map(str.startswith, advice, wanted))
 
 
 def test_a_rate_that_is_too_high_is_named_first_with_the_usual_one() -> None:
-    begins(advised(trained(learning_rate=5e-4)), LOWER, GIVE, FINER)
+    assert begins(advised(trained(learning_rate=5e-4)), LOWER, GIVE, FINER)
 
 
 def test_what_bound_the_features_best_comes_before_what_only_slows_training_down() -> None:
-    begins(advised(trained(method="full")), PROBE_FIRST, GIVE, FINER)
-    begins(advised(trained()), GIVE, FREEZE, FINER)
+    assert begins(advised(trained(method="full")), PROBE_FIRST, GIVE, FINER)
+    assert begins(advised(trained()), GIVE, FREEZE, FINER)
 
 
 def test_rows_that_are_there_are_replayed() -> None:
     given = trained("medical-imaging", replay_share=0.0, distill=0.0)
-    begins(advised(given), REPLAY, FREEZE, FINER)
-    begins(advised(trained("medical-imaging", replay_share=0.5, distill=0.0)), REPLAY, FREEZE, FINER)
+    assert begins(advised(given), REPLAY, FREEZE, FINER)
+    assert begins(advised(trained("medical-imaging", replay_share=0.5, distill=0.0)), REPLAY, FREEZE, FINER)
 
 
 def test_what_a_recipe_does_already_is_not_proposed_again() -> None:
     given = trained("medical-imaging", freeze_layers=0.5, learning_rate=1e-4, epochs=4)
-    begins(advised(given), THIRD, HALF, FINER)
+    assert begins(advised(given), THIRD, HALF, FINER)
 
 
 def test_a_language_model_is_told_what_its_family_knows() -> None:
     advice = advised(trained("support-chat"))
-    begins(advice, "Give rows of the original domain as data.replay, with", FREEZE, FINER)
+    assert begins(advice, "Give rows of the original domain as data.replay, with", FREEZE, FINER)
 
 
 def test_where_the_base_is_what_is_left_weaker_mixtures_are_proposed_unless_they_were_tried() -> None:
     weaker = "Add values below 0.3 to merge.alphas"
-    begins(told(verdict("PASS"), searched(0.0, least=0.3), "FAIL"), GIVE, FREEZE, weaker)
-    begins(advised(trained(epochs=1), alpha=0.0), GIVE, FREEZE, "Lower finetune.learning_rate to a third")
+    assert begins(told(verdict("PASS"), searched(0.0, least=0.3), "FAIL"), GIVE, FREEZE, weaker)
+    assert begins(
+        advised(trained(epochs=1), alpha=0.0), GIVE, FREEZE, "Lower finetune.learning_rate to a third"
+    )
 
 
 def test_tuning_that_taught_nothing_asks_for_rows_and_for_more_training() -> None:
     advice = told(verdict("PASS"), searched(0.0, tuned_fits=True), "FAIL")
-    begins(advice, "Add labelled rows: these taught", "Try a higher finetune.learning_rate")
+    assert begins(advice, "Add labelled rows: these taught", "Try a higher finetune.learning_rate")
 
 
 def test_too_few_examples_ask_for_more_or_for_another_margin() -> None:
@@ -126,7 +127,7 @@ def test_too_few_examples_ask_for_more_or_for_another_margin() -> None:
 def test_enough_examples_that_settle_nothing_are_not_asked_for_again() -> None:
     """A model that lost nothing would have passed with these: it is the loss that stands in the way."""
     advice = told(verdict("INCONCLUSIVE", 488, 330), searched(1.0))
-    begins(advice, GIVE, FREEZE, "Accept a margin of 0.043 in budget.articles.margin")
+    assert begins(advice, GIVE, FREEZE, "Accept a margin of 0.043 in budget.articles.margin")
 
 
 @pytest.mark.parametrize(("alpha", "said"), [(1.0, 1), (0.0, 0)])
@@ -137,7 +138,7 @@ def test_a_gain_that_is_not_shown_asks_for_rows_where_something_was_kept(alpha: 
 
 def test_a_promise_that_the_test_split_breaks_asks_for_validation_rows_and_for_patience() -> None:
     advice = told(verdict("PASS"), searched(1.0), "FAIL")
-    begins(
+    assert begins(
         advice,
         "Give validation more rows",
         "Lower finetune.learning_rate to a third, or set finetune.patience",
@@ -147,20 +148,22 @@ def test_a_promise_that_the_test_split_breaks_asks_for_validation_rows_and_for_p
 
 
 def test_a_champion_that_is_better_is_where_to_begin_from() -> None:
-    begins(
+    assert begins(
         told(verdict("PASS"), searched(1.0), champion="FAIL"), "Begin from the champion", "Add the rows that"
     )
     unsure = told(verdict("PASS"), searched(1.0), champion="INCONCLUSIVE")
-    begins(unsure, "Give the test split more rows", "Accept a wider decide.champion_margin")
+    assert begins(unsure, "Give the test split more rows", "Accept a wider decide.champion_margin")
 
 
 def test_a_ledger_that_does_not_hold_is_put_back_or_given_a_reason() -> None:
-    begins(told(verdict("PASS"), searched(1.0), ledger="FAIL"), "Put the first base", "If they had to change")
+    assert begins(
+        told(verdict("PASS"), searched(1.0), ledger="FAIL"), "Put the first base", "If they had to change"
+    )
 
 
 def test_a_benchmark_that_cannot_be_settled_is_replaced_or_only_shown() -> None:
     advice = told(verdict("INCONCLUSIVE", 200, None), searched(1.0))
-    begins(advice, "Put a benchmark that the base is good at", "Set budget.articles.informative: true")
+    assert begins(advice, "Put a benchmark that the base is good at", "Set budget.articles.informative: true")
 
 
 def test_a_release_that_nothing_stands_against_needs_no_advice() -> None:

@@ -16,7 +16,7 @@ from tasks.families.interface import interpolate
 from tasks.families.text_classification import TextClassifier
 from tasks.forgetting.halves import write_halves
 from tasks.forgetting.measure import Subject, compare
-from tasks.forgetting.suites import read_suite
+from tasks.forgetting.suites import Suite, read_suite
 from tasks.models import Encoder, load_encoder
 from tasks.original_heads import PASSES, _masked_rows
 from tasks.prepare import _refuse_missing_heads
@@ -107,12 +107,17 @@ def test_a_benchmark_behind_masks_is_measured_on_base_and_candidate(masked: Path
         suite.measure(Subject(load_encoder(masked, "cpu"), Evaluate(precision="fp32", max_length=8)))
 
 
-def test_a_classifier_s_head_is_asked_about_texts(classified: Path, store: Path) -> None:
+def told(store: Path) -> Suite:
+    """Return the selection half of a benchmark of texts with a label each."""
     lines = [f"{text},{('no', 'yes')[n % 2]}" for n, text in enumerate(TEXTS * 5)]
     (store / "told.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
     benchmark = HeadBenchmark(kind="head", table=Table(file="told.csv"), labels=["no", "yes"])
     write_halves("told", benchmark, DATA, store, store / "halves")
-    suite = read_suite(store / "halves" / "selection" / "told")
+    return read_suite(store / "halves" / "selection" / "told")
+
+
+def test_a_classifier_s_head_is_asked_about_texts(classified: Path, store: Path) -> None:
+    suite = told(store)
     encoder = load_encoder(classified, "cpu")
     found = suite.measure(Subject(encoder, Evaluate(precision="fp32", max_length=64)))
     for text, label, outcome in zip(suite.examples["text"], suite.examples["label"], found, strict=True):
@@ -122,11 +127,7 @@ def test_a_classifier_s_head_is_asked_about_texts(classified: Path, store: Path)
 
 
 def test_another_head_on_the_same_backbone_is_measured_by_itself(classified: Path, store: Path) -> None:
-    lines = [f"{text},{('no', 'yes')[n % 2]}" for n, text in enumerate(TEXTS * 5)]
-    (store / "told.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
-    benchmark = HeadBenchmark(kind="head", table=Table(file="told.csv"), labels=["no", "yes"])
-    write_halves("told", benchmark, DATA, store, store / "halves")
-    suite = read_suite(store / "halves" / "selection" / "told")
+    suite = told(store)
     encoder = load_encoder(classified, "cpu")
     said = []
     for bias in ([9.0, -9.0], [-9.0, 9.0]):

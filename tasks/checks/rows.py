@@ -181,7 +181,9 @@ def _passages(table: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
     return texts, np.array(rows, dtype=np.int64)
 
 
-def _held(texts: pd.Series, train: pd.DataFrame, *, short: bool = True) -> NDArray[np.int64]:
+def _held(
+    texts: pd.Series, passages: list[str], of_row: NDArray[np.int64], *, short: bool = True
+) -> NDArray[np.int64]:
     """Return the training row that holds each text, or -1, `(texts,)`; equal texts are looked for once.
 
     `short`: whether texts of fewer words than an n-gram, which are compared as a whole, count.
@@ -189,7 +191,6 @@ def _held(texts: pd.Series, train: pd.DataFrame, *, short: bool = True) -> NDArr
     import pandas as pd
 
     codes, distinct = pd.factorize(texts)
-    passages, of_row = _passages(train)
     found = contamination.contamination(distinct.tolist(), passages)
     by = np.where(found.short, -1, found.by) if not short else found.by
     return (np.where(by >= 0, of_row[by], -1) if len(of_row) else by)[codes]
@@ -199,9 +200,10 @@ def _contamination(name: str, examples: pd.DataFrame, train: pd.DataFrame) -> Me
     if "image" in examples:
         by = images.image_leaks(examples["image"].tolist(), train["image"].tolist())
     else:
-        by = _held(examples["text"], train)
+        passages = _passages(train)
+        by = _held(examples["text"], *passages)
         if "positive" in examples:  # a document to be found, say: a short one («yes») identifies no example
-            by = np.where(by >= 0, by, _held(examples["positive"], train, short=False))
+            by = np.where(by >= 0, by, _held(examples["positive"], *passages, short=False))
     how = (
         "the same or nearly" if "image" in examples else "whole or by an n-gram of words that identifies them"
     )

@@ -177,21 +177,17 @@ def _texts(name: str, benchmark: PerplexityBenchmark, data: Data, raw: Path) -> 
     """
     file, size = _file(name, raw / benchmark.file), benchmark.block_words
     if benchmark.field is None:
-        found = [{"text": block} for block in _blocks(read_text(file), size)]
+        found = [{"text": block, "of": block} for block in _blocks(read_text(file), size)]
     else:
         documents = _documents(name, file, benchmark.field)
-        found = [{"text": block, "of": text} for text in documents for block in _blocks(text, size) or [text]]
-        short = [row["of"] for row in found if len(row["text"].split()) < SHORTEST_BLOCK]
-        if short:
-            found = [row for row in found if row["of"] not in set(short)]
-            log.info(
-                "benchmark %s: %d text(s) of fewer than %d words left out", name, len(short), SHORTEST_BLOCK
-            )
+        long = [text for text in documents if len(text.split()) >= SHORTEST_BLOCK]
+        if short := len(documents) - len(long):
+            log.info("benchmark %s: %d text(s) of fewer than %d words left out", name, short, SHORTEST_BLOCK)
+        found = [{"text": block, "of": text} for text in long for block in _blocks(text, size) or [text]]
     if benchmark.max_blocks and len(found) > benchmark.max_blocks:
         step = len(found) / benchmark.max_blocks
         found = [found[int(place * step)] for place in range(benchmark.max_blocks)]
-    grouped_by = "text" if benchmark.field is None else "of"
-    return _asked(found, grouped_by, None, data).drop(columns="of", errors="ignore"), {}
+    return _asked(found, "of", None, data).drop(columns="of", errors="ignore"), {}
 
 
 def _blocks(text: str, size: int) -> list[str]:

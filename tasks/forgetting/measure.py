@@ -15,7 +15,7 @@ from tasks.embeddings import embed, vectors_folder
 from tasks.families import family
 from tasks.families.interface import Embedder
 from tasks.forgetting.kept import kept, must_be_finite, outcomes_path
-from tasks.forgetting.rule import paired_loss
+from tasks.forgetting.rule import PairedLoss, paired_loss
 from tasks.forgetting.suites import EMBEDDING, OF_THE_HEAD, Suite
 from tasks.models import weights_fingerprint
 from tasks.recipe import Evaluate
@@ -106,10 +106,15 @@ def reference(base: Base, task: str, start: Embedder, settings: Evaluate, root: 
     return Subject(first, settings, base.first_base.fingerprint)
 
 
+def suite_loss(suite: Suite, base: Subject, candidate: Subject) -> PairedLoss:
+    """Measure both models on one suite, and pair what they came to."""
+    return paired_loss(base.outcomes(suite), candidate.outcomes(suite), suite.examples["group"].tolist())
+
+
 def compare(suite: Suite, base: Subject, candidate: Subject) -> SuiteOutcome:
     """Measure both models on one suite."""
     before, after = base.outcomes(suite), candidate.outcomes(suite)
-    loss = paired_loss(before, after, suite.examples["group"].tolist())
+    loss = suite_loss(suite, base, candidate)
     return SuiteOutcome(
         name=suite.name,
         metric=suite.info.metric,

@@ -32,8 +32,7 @@ from tasks import reports
 from tasks.__main__ import run_stage
 from tasks.families import family
 from tasks.families.interface import Model
-from tasks.forgetting.measure import Subject, reference
-from tasks.forgetting.rule import paired_loss
+from tasks.forgetting.measure import Subject, reference, suite_loss
 from tasks.forgetting.search import Ends, Search
 from tasks.forgetting.suites import read_suites
 from tasks.forgetting.way import choose
@@ -92,9 +91,7 @@ class Arena:
         before = reference(self.base, self.schema.task, start, self.recipe.evaluate, self.paths.root)
         after = Subject(candidate, self.recipe.evaluate)
         lost = {
-            suite.name: paired_loss(
-                before.outcomes(suite), after.outcomes(suite), suite.examples["group"].tolist()
-            )
+            suite.name: suite_loss(suite, before, after)
             for suite in read_suites(self.paths.report_half, list(self.gating))
         }
         losses = {name: loss.mean for name, loss in lost.items()}

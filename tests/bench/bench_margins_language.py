@@ -20,8 +20,8 @@ import yaml
 from tasks import reports
 from tasks.__main__ import run_stage
 from tasks.families import family
-from tasks.forgetting.measure import Subject, reference
-from tasks.forgetting.rule import PairedLoss, paired_loss
+from tasks.forgetting.measure import Subject, reference, suite_loss
+from tasks.forgetting.rule import PairedLoss
 from tasks.forgetting.suites import read_suites
 from tasks.paths import Paths
 from tasks.recipe import Finetune, Recipe, load_recipe, recipe_path
@@ -95,12 +95,7 @@ def _losses(paths: Paths, recipe: Recipe, name: str, rate: float) -> Losses:
     suites = read_suites(paths.report_half, list(recipe.budget))
     return Losses(
         name,
-        {
-            suite.name: paired_loss(
-                before.outcomes(suite), after.outcomes(suite), suite.examples["group"].tolist()
-            )
-            for suite in suites
-        },
+        {suite.name: suite_loss(suite, before, after) for suite in suites},
     )
 
 
