@@ -268,7 +268,7 @@ def _came_of_it(result: FlowResult) -> Iterator[str]:
         crown = ", now the champion" if result.promoted else ""
         yield f"Version {result.version} {state}{crown}."
     if result.experiment:
-        yield f"Kept as the experiment {result.experiment}: dvc exp apply {result.experiment} brings it here."
+        yield f"Kept as the experiment {result.experiment}: retain show {result.experiment} shows it again."
     if result.workspace:
         yield f"Its workspace is left at {result.workspace}; retain clean removes it."
 
@@ -396,14 +396,15 @@ def show(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE|NAME@ALIAS", help="A recipe's last run, or a release (NAME@VERSION too)."
+            metavar="RECIPE|EXPERIMENT|NAME@ALIAS",
+            help="A recipe's last run, a run with changes by its name, or a release (NAME@VERSION too).",
         ),
     ],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.")] = None,
 ) -> None:
     """Show the summary of a run or a release: gained, forgotten, may it ship."""
     root = find_root()
-    made = release_commands.release_summary(root, what) if "@" in what else recipe_summary(root, what)
+    made = release_commands.release_summary(root, what) if "@" in what else run_summary(root, what)
     if html is None:
         from tasks.summary import as_markdown
 
@@ -420,6 +421,17 @@ def show(
             raise
         raise ConfigError(f"--html {html} cannot be written: {error.strerror}.") from None
     say(f"wrote {html}")
+
+
+def run_summary(root: Path, what: str) -> Summary:
+    """Summarize the last run of a recipe, or the run with changes that was kept under this name."""
+    from flows.kept_runs import kept_run_summary, kept_runs
+
+    if not (root / "recipes" / f"{what}.yaml").exists():
+        for run in kept_runs(root):
+            if run.name == what:
+                return kept_run_summary(root, run)
+    return recipe_summary(root, what)
 
 
 def recipe_summary(root: Path, recipe: str) -> Summary:
@@ -445,10 +457,10 @@ def recipe_summary(root: Path, recipe: str) -> Summary:
 
 def _kept(root: Path, recipe: str) -> Iterator[str]:
     """Yield the way to the newest run that was kept as an experiment, if there is one."""
-    from flows.workspace import kept_experiments
+    from flows.kept_runs import kept_runs
 
-    for name in kept_experiments(root, recipe)[:1]:
-        yield f"its last run with changes is kept as the experiment {name}: `dvc exp apply {name}` brings it here"
+    for run in [run for run in kept_runs(root) if run.recipe == recipe][:1]:
+        yield f"its last run with changes is kept as the experiment {run.name}: `retain show {run.name}` shows it"
 
 
 @app.command()

@@ -113,7 +113,7 @@ class Run:
             )
         self.experiment = self.name
         self.workspace.kept = False
-        self.say(f"saved as experiment {self.name}: `dvc exp apply {self.name}` brings it here")
+        self.say(f"saved as experiment {self.name}: `retain show {self.name}` shows it")
         return self.experiment
 
     def check_verdict(self) -> None:

@@ -208,20 +208,11 @@ def save_experiment(repo: Repo, name: str, stages: Sequence[str], recipe: str, m
     return str(commit)
 
 
-def kept_experiments(home: Path, recipe: str) -> list[str]:
-    """Return the runs of a recipe that were kept as experiments, the newest first."""
-    if not (home / ".git").exists():
-        return []
-    form = "--format=%(refname:lstrip=-1) %(contents:subject)"
-    lines = git(home, "for-each-ref", "--sort=-committerdate", form, "refs/exps").splitlines()
-    kept = [line.split(" ", 1) for line in lines]
-    return [name for name, subject in kept if subject.startswith(f"{MESSAGE}{recipe} ")]
-
-
 def experiment_name(run_name: str, home: Path) -> str:
-    """Return a name for the run's experiment and workspace that git accepts and that is not taken."""
+    """Return a name for the run's experiment and workspace that git accepts and that is not taken, nor a recipe's."""
     name = re.sub(r"[^A-Za-z0-9-]+", "-", run_name).strip("-").lower() or "run"
     taken = {path.name for path in workspaces(home).glob("*")}
+    taken |= {path.stem for path in (home / "recipes").glob("*.yaml")}
     refs = git(home, "for-each-ref", "--format=%(refname)", "refs/exps")
     taken |= {line.rsplit("/", 1)[-1] for line in refs.splitlines()}
     free, number = name, 2

@@ -111,8 +111,15 @@ class Project:
             "OMP_NUM_THREADS": "1",
             "DO_NOT_TRACK": "1",
             "DVC_NO_ANALYTICS": "1",
-            # The flow's own process takes the stand-ins too: `tasks.register` is called there.
-            **({"PYTHONPATH": str(self.root)} if self.stand_ins else {}),
+            # The flow's own process takes the stand-ins too: `tasks.register` is called there. Else this checkout is run,
+            # which need not be the one that is installed.
+            "PYTHONPATH": os.pathsep.join(
+                [
+                    *([str(self.root)] if self.stand_ins else []),
+                    str(CHECKOUT),
+                    os.environ.get("PYTHONPATH", ""),
+                ]
+            ).strip(os.pathsep),
         }
 
     @property

@@ -14,6 +14,7 @@ import pytest
 
 from flows.cli import _came_of_it
 from flows.console import duration, find_root, parse_settings, say_table
+from flows.kept_runs import KeptRun
 from flows.plan import Plan, PlannedStage
 from tasks import errors
 from tasks.paths import Paths
@@ -202,10 +203,13 @@ def test_show_says_where_a_page_cannot_be_written(
 def test_show_before_any_run_knows_what_was_kept(
     repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.workspace.kept_experiments", lambda *arguments: ["new-otter", "old-owl"])
+    kept = [KeptRun(name, "sentiment", "{}", "c" * 40) for name in ("new-otter", "old-owl")]
+    other = KeptRun("newest-ox", "another", "{}", "c" * 40)
+    monkeypatch.setattr("flows.kept_runs.kept_runs", lambda root: [other, *kept])
     status, _, err = retain("show", "sentiment")
     assert status == 1
-    assert "kept as the experiment new-otter: `dvc exp apply new-otter` brings it here" in err
+    assert "kept as the experiment new-otter: `retain show new-otter` shows it" in err
+    assert "ox" not in err
 
 
 def test_a_registry_is_no_address(repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,30 @@ def test_a_run_with_a_change_leaves_the_tree_alone_and_an_experiment_behind(proj
     assert results(project) == before
 
 
+def test_a_kept_run_is_shown_where_nothing_has_been_built(tmp_path: Path) -> None:
+    """`dvc exp apply` fails here: it wants what the other recipe has never made."""
+    project = make_project(tmp_path / "two recipes", stand_ins=True, names=("tiny", "other"))
+    said = project.retain("run", "tiny", "--no-register", "--set", "finetune.learning_rate=3e-4").stdout
+    (name,) = experiments(project)
+    assert f"retain show {name} shows it again" in said
+    shown = project.retain("show", name).stdout
+    assert f"kept as the experiment {name}:" in shown
+    assert "articles: lost 0.0003" in shown
+    assert project.git("rev-parse", "HEAD").strip() in shown
+    page = tmp_path / "page.html"
+    project.retain("show", name, "--html", str(page))
+    assert "May ship" in page.read_text()
+    assert project.git("status", "--porcelain") == "", "nothing was brought into the checkout"
+    project.change("learning_rate: 1.0e-4", "learning_rate: 3.0e-4")
+    assert by_flow(project) == [], "with its change in the recipe, a run comes from the cache"
+    shutil.rmtree(project.root / ".dvc" / "cache" / "files")
+    lost = project.retain("show", name, check=False)
+    assert lost.returncode == 1
+    assert f"The experiment {name} lacks reports here. `dvc exp pull` brings them" in lost.stderr
+    assert "data/tiny/decision.json" in lost.stderr
+    assert "Traceback" not in lost.stderr
+
+
 def test_a_ruinous_change_is_refused_and_still_kept(project: Project) -> None:
     done = project.retain("run", "tiny", "--set", "finetune.learning_rate=1e-3", check=False)
     assert done.returncode == 3

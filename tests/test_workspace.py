@@ -9,11 +9,11 @@ import pytest
 
 from flows.build import build_stage, open_repo
 from flows.fetch import fetch_data
+from flows.kept_runs import KeptRun, kept_runs
 from flows.workspace import (
     change_recipe,
     commit_of,
     experiment_name,
-    kept_experiments,
     own_workspace,
     save_experiment,
     workspaces,
@@ -130,6 +130,7 @@ def test_a_name_that_git_takes_and_that_is_free(project: Project) -> None:
     assert experiment_name("??", project.root) == "run"
     (workspaces(project.root) / "calm-otter").mkdir(parents=True)
     assert experiment_name("calm-otter", project.root) == "calm-otter-2"
+    assert experiment_name("tiny", project.root) == "tiny-2", "`retain show` takes either name"
 
 
 @pytest.mark.e2e
@@ -150,8 +151,8 @@ def test_what_was_built_before_is_taken_and_what_is_built_is_kept(project: Proje
     assert project.git("rev-parse", "HEAD").strip() in project.git("log", "--format=%P", "-1", commit)
     assert "learning_rate: 0.0003" in project.git("show", f"{commit}:recipes/tiny.yaml")
     assert "calm-otter" in project.git("for-each-ref", "refs/exps")
-    assert kept_experiments(project.root, "tiny") == ["calm-otter"]
-    assert kept_experiments(project.root, "tin") == []
+    changes = '{"finetune.learning_rate": 3e-4}'
+    assert kept_runs(project.root) == [KeptRun("calm-otter", "tiny", changes, commit)]
     assert experiment_name("calm-otter", project.root) == "calm-otter-2"
 
     project.commit("the lock of the first run")
@@ -159,3 +160,4 @@ def test_what_was_built_before_is_taken_and_what_is_built_is_kept(project: Proje
     assert load_recipe(project.recipe()).finetune.learning_rate == 3e-4
     assert Paths(project.root, "tiny").decision.read_bytes() == decision
     assert build_all(project.root) == ["unchanged"] * 9
+    assert [run.name for run in kept_runs(project.root)] == ["calm-otter"], "DVC's note of it is no run"
