@@ -23,7 +23,7 @@ from tasks.reports import Base, FirstBase, read_report
 
 Kind = Literal["workspace", "checkpoint", "experiment", "store", "release file"]
 DAY_SECONDS = 86400.0
-FETCHED = ("bases", "gguf", "sources", "embeddings", "measurements", "releases")
+FETCHED = ("bases", "gguf", "sources", "embeddings", "outcomes", "releases")
 """Folders of the store that are made again when they are missing: fetched, or computed."""
 
 

@@ -24,6 +24,10 @@ from tasks.paths import store
 
 log = logging.getLogger(__name__)
 
+EMBEDDED_AS = 1
+"""Raise it when a change of the code changes the vectors of the same model and contents."""
+LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
+"""Those whose versions may change a vector."""
 ROWS_A_SHARD = 1_000
 Vectors = NDArray[np.float32]
 
@@ -39,11 +43,12 @@ class Encoder(Protocol):
 def vectors_folder(model: str, max_length: int, *, device: str, precision: str, kind: str = "mean") -> Path:
     """Return the store's folder of one model's vectors under one setting, for `embed`.
 
-    `model` is the fingerprint of its weights, `kind` what is kept of a text. Vectors of another device class,
-    arithmetic or library version are others: they differ in the last digits.
+    `model` is the fingerprint of its weights and of what reads for them, or of all the files of a base; `kind` is what is
+    kept of a text. Vectors of another device class, arithmetic or library version are others: they differ in the last
+    digits.
     """
-    versions = "-".join(importlib.metadata.version(name) for name in ("torch", "transformers"))
-    setting = f"{kind}-{max_length}-{device.partition(':')[0]}-{precision}-{versions}"
+    versions = "-".join(importlib.metadata.version(name) for name in LIBRARIES)
+    setting = f"{kind}-{max_length}-{device.partition(':')[0]}-{precision}-{EMBEDDED_AS}-{versions}"
     return store() / "embeddings" / model / setting
 
 

@@ -7,8 +7,11 @@ Weights are safetensors only, never pickle.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import json
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 from tasks import original_heads
 from tasks.errors import DataError, StageError
 from tasks.families.interface import Content, Embedder
+from tasks.files import fingerprint, folder_fingerprint
 from tasks.training.batches import length_batches
 from tasks.training.packing import Packing, Rows, find_packing, mean_of_rows, packed_attention_in
 
@@ -42,6 +46,8 @@ TOKENS_A_BATCH = {"cpu": 1024, "cuda": 65_536}
 ONE_LOADS = threading.Lock()
 """transformers replaces functions of its own while it loads a model; two threads at once would leave them replaced."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+OF_THE_COPY = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+"""Settings of a model that say where it came from and how it was saved, not what it computes."""
 
 
 @dataclass
@@ -86,6 +92,13 @@ class Encoder(Embedder):
         """Most tokens the model reads: RoBERTa's tokenizer knows that two of its positions are never used."""
         positions = getattr(self.backbone.config, "max_position_embeddings", 1 << 30)
         return int(min(positions, self.tokenizer.model_max_length))
+
+    @functools.cached_property
+    def reading(self) -> str:
+        """Names what reads a text beside the weights: the tokenizer, and the settings of the backbone."""
+        return fingerprint(
+            [("tokenizer", tokenizer_fingerprint(self.tokenizer)), ("settings", settings_of(self.backbone))]
+        )
 
     def pool(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Return the mean of the last hidden states over each row's tokens: `(rows, dim)`."""
@@ -319,3 +332,21 @@ def tensors_fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Name a tokenizer by the files that it is saved as, wherever it was loaded from: sha256 in hex."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(tokenizer, Path(folder))
+        return folder_fingerprint(Path(folder))
+
+
+def settings_of(backbone: Any) -> str:
+    """Return the settings that a backbone computes by (heads, activation, …), as JSON."""
+    settings = json.loads(backbone.config.to_json_string(use_diff=False))
+    return json.dumps({name: settings[name] for name in sorted(settings.keys() - set(OF_THE_COPY))})
+
+
+def model_fingerprint(model: Embedder) -> str:
+    """Name a model without a head by all that its answers depend on: weights, and what reads for them."""
+    return fingerprint([("weights", weights_fingerprint(model.backbone)), ("reading", model.reading)])

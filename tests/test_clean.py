@@ -27,7 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(made.root)
     with own_workspace(made.root, "tiny", "calm-otter", {"finetune.epochs": 2}) as workspace:
         workspace.kept = True
-    for folder in ("checkpoints/abc", "bases/def", "locks"):
+    for folder in ("checkpoints/abc", "bases/def", "outcomes/model", "locks"):
         (store() / folder).mkdir(parents=True)
         (store() / folder / "file").write_bytes(b"x" * 2**20)
     for path in (workspace.root, store()):
@@ -84,9 +84,10 @@ def test_what_is_young_stays(project: Project) -> None:
 
 
 def test_the_store_goes_when_asked_but_not_its_locks(project: Project, clean: Callable[..., str]) -> None:
-    assert ("store", "bases/def") in names(project, with_store=True)
+    assert {("store", "bases/def"), ("store", "outcomes/model")} <= set(names(project, with_store=True))
     clean("--store")
     assert not (store() / "bases" / "def").exists()
+    assert not (store() / "outcomes" / "model").exists()
     assert (store() / "locks" / "file").exists()
 
 
@@ -157,4 +158,7 @@ def test_the_weights_that_forgetting_is_measured_from_are_never_garbage(
         source="s", resolved="s", fingerprint="f", files=[], architecture="bert", first_base=first
     )
     reports.write_report(Paths(project.root, "tiny").base, base)
-    assert [name for kind, name in names(project, with_store=True) if kind == "store"] == ["bases/def"]
+    assert [name for kind, name in names(project, with_store=True) if kind == "store"] == [
+        "bases/def",
+        "outcomes/model",
+    ]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +17,16 @@ import pytest
 import torch
 
 from tasks.errors import StageError
+from tasks.families import load_model
 from tasks.families.causal_lm import CausalLM
+from tasks.families.image_classification import ImageClassifier, load_image_encoder
 from tasks.families.interface import Measured
 from tasks.families.sentence_embedding import SentenceEncoder
 from tasks.forgetting import kept as module
 from tasks.forgetting.kept import kept_measure, outcomes_path
 from tasks.forgetting.measure import Subject
 from tasks.forgetting.suites import Suite
-from tasks.models import load_encoder
+from tasks.models import load_encoder, model_fingerprint
 from tasks.recipe import Evaluate
 from tasks.reports import BenchmarkInfo
 from tests.architectures import make_base
@@ -147,6 +153,75 @@ def test_class_centres_are_part_of_what_is_measured(tmp_path: Path) -> None:
     assert found == [[1.0, 1.0], [0.0, 0.0]]
 
 
+def edited(base: Path, file: str, change: Callable[[Any], None]) -> Path:
+    """Copy a base of which one file is another; its weights stay the same."""
+    folder = base.with_name(f"{base.name}-edited")
+    shutil.copytree(base, folder)
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+def swap_words(tokenizer: Any) -> None:
+    """Let a tokenizer read `good` where `bad` is written."""
+    words = tokenizer["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("tokenizer.json", swap_words),
+        ("config.json", lambda config: config.update(num_attention_heads=4)),
+    ],
+)
+def test_equal_weights_that_read_otherwise_share_nothing(
+    file: str, change: Callable[[Any], None], tmp_path: Path
+) -> None:
+    base = make_tiny_base(tmp_path / "base")
+    rows = pd.DataFrame({"id": ["a"], "text": ["good day"], "label": [1]})
+    vectors, losses = [], []
+    for folder in (base, edited(base, file, change)):
+        model = tiny_classifier(folder)
+        embedded, measured = Subject(model, SETTINGS).embed(["good day"]), kept_measure(model, rows)
+        assert np.allclose(embedded, model.encode(["good day"]), atol=1e-6)
+        assert measured.losses == pytest.approx(model.measure(rows).losses)
+        vectors.append(embedded)
+        losses.append(measured.loss)
+    assert not np.allclose(*vectors)
+    assert losses[0] != losses[1]
+
+
+def test_equal_weights_that_see_otherwise_share_nothing(tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = io.BytesIO()
+    Image.linear_gradient("L").resize((32, 32)).save(picture, "png")
+    rows = pd.DataFrame({"id": ["a"], "image": [picture.getvalue()], "label": [1]})
+    base = make_base("resnet", tmp_path)
+    darker = edited(base, "preprocessor_config.json", lambda settings: settings.update(image_mean=[0.1] * 3))
+    vectors, losses = [], []
+    for folder in (base, darker):
+        torch.manual_seed(0)
+        model = ImageClassifier(load_image_encoder(folder, "cpu"), torch.nn.Linear(32, 2), ["no", "yes"])
+        vectors.append(Subject(model, SETTINGS).embed([picture.getvalue()]))
+        losses.append(kept_measure(model, rows).loss)
+    assert not np.allclose(*vectors)
+    assert losses[0] != losses[1]
+
+
+def test_a_model_that_is_saved_and_loaded_again_is_known_again(tmp_path: Path) -> None:
+    resnet = load_image_encoder(make_base("resnet", tmp_path), "cpu")
+    for model in (
+        tiny_classifier(make_tiny_base(tmp_path / "base")),
+        CausalLM.load_base(make_base("llama", tmp_path), "cpu"),
+        ImageClassifier(resnet, torch.nn.Linear(32, 2), ["no", "yes"]),
+    ):
+        model.save(tmp_path / "saved")
+        assert model_fingerprint(load_model(tmp_path / "saved", "cpu")) == model_fingerprint(model)
+
+
 def test_a_model_of_no_numbers_is_refused_and_keeps_nothing(store: Path, tmp_path: Path) -> None:
     model = CausalLM.load_base(make_base("llama", tmp_path), "cpu")
     with torch.no_grad():
@@ -164,7 +239,7 @@ def test_outcomes_that_are_no_numbers_name_their_examples(
         Subject(language_model, SETTINGS).outcomes(passages())
     rows = pd.DataFrame({"id": ["a", "b"], "text": ["x", "y"]})
     broken = SimpleNamespace(
-        state={}, device="cpu", precision="fp32", task="t", metric="accuracy", description="{}",
+        state={}, reading="r", device="cpu", precision="fp32", task="t", metric="accuracy", description="{}",
         measure=lambda rows: Measured(np.zeros(2), np.array([np.inf, 1.0])),
     )  # fmt: skip
     with pytest.raises(

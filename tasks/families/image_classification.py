@@ -27,8 +27,8 @@ from transformers import AutoModelForImageClassification
 from tasks.errors import DataError, StageError
 from tasks.families import heads, read_description
 from tasks.families.interface import Content, Embedder, Examples, Measured, Model, write_weights
-from tasks.files import write_text
-from tasks.models import load_weights, pick_device
+from tasks.files import fingerprint, write_text
+from tasks.models import load_weights, pick_device, settings_of
 from tasks.recipe import Finetune
 from tasks.training.probe import fit_probe, fresh_head
 from tasks.training.retention import feature_distillation
@@ -127,6 +127,13 @@ class ImageEncoder(Embedder):
     def limit(self) -> int:
         """Nothing is cut."""
         return 1 << 30
+
+    @property
+    def reading(self) -> str:
+        """Names what reads an image beside the weights: its preprocessing, and the settings of the backbone."""
+        return fingerprint(
+            [("preprocessing", repr(self.preprocessing)), ("settings", settings_of(self.backbone))]
+        )
 
     def save(self, folder: Path) -> None:
         """Write the backbone with its original head, as transformers does, and the preprocessing."""

@@ -91,6 +91,14 @@ class Embedder(ABC):
     def limit(self) -> int:
         """Most tokens the backbone reads."""
 
+    @property
+    @abstractmethod
+    def reading(self) -> str:
+        """Names what stands between a content and the weights: tokenizer or preprocessing, and the backbone's settings.
+
+        Models of equal weights that differ in it answer differently.
+        """
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which a forward pass has the declared precision."""
         if self.precision == "bf16":
@@ -148,6 +156,11 @@ class Model(Embedder):
     @abstractmethod
     def load_base(cls, folder: Path, device: str | None = None, precision: str = "fp32") -> Embedder:
         """Load a base as it is, to embed with it or to measure it."""
+
+    @property
+    def reading(self) -> str:
+        """Names what its encoder reads with."""
+        return str(self.encoder.reading)
 
     # --- training -----------------------------------------------------------------------------------------
 

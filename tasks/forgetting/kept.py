@@ -1,7 +1,8 @@
 """What was measured is kept in the machine's store, so that no run measures it again: a file a model and benchmark.
 
-A file is named by all that its figures depend on: model, examples and settings, device class, arithmetic, the versions
-of the libraries, and `MEASURED_AS`. So base and candidate are always compared under the same ones.
+A file is named by all that its figures depend on: weights, tokenizer or preprocessing, examples and settings, device
+class, arithmetic, the versions of the libraries, and `MEASURED_AS`. So base and candidate are always compared under the
+same ones.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def kept_measure(model: Model, rows: pd.DataFrame) -> Measured:
         model.device,
         model.precision,
         model.task,
+        model.reading,
         model.description,
         table_fingerprint(rows),
     )

@@ -17,7 +17,7 @@ from tasks.families.interface import Embedder
 from tasks.forgetting.kept import kept, must_be_finite, outcomes_path
 from tasks.forgetting.rule import PairedLoss, paired_loss
 from tasks.forgetting.suites import EMBEDDING, OF_THE_HEAD, Suite
-from tasks.models import weights_fingerprint
+from tasks.models import model_fingerprint, weights_fingerprint
 from tasks.recipe import Evaluate
 from tasks.reports import Base, SuiteOutcome
 from tasks.sources import first_base_folder
@@ -32,12 +32,12 @@ class Subject:
     model: Embedder
     settings: Evaluate
     fingerprint: str = ""
-    """Of its weights; worked out when it is not given."""
+    """Of its weights and of what reads for them; of a base as it was published, over all its files."""
     _outcomes: dict[str, Outcomes] = field(default_factory=dict)
     """By the fingerprint of the half."""
 
     def __post_init__(self) -> None:
-        self.fingerprint = self.fingerprint or weights_fingerprint(self.model.backbone)
+        self.fingerprint = self.fingerprint or model_fingerprint(self.model)
 
     def outcomes(self, suite: Suite) -> Outcomes:
         """Return the outcome of each example of a suite, `(examples,)`."""
