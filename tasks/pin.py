@@ -10,16 +10,20 @@ since. Alone: `python -m tasks pin <recipe>`.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from tasks import reports
 from tasks.forgetting.slices import SLICE
 from tasks.paths import Paths, registry_root
+from tasks.recipe import Evaluate
 from tasks.registry import Registry, open_registry
 
 log = logging.getLogger(__name__)
 
 
-def pin(name: str, *, paths: Paths) -> None:
+def pin(name: str, section: Evaluate, *, paths: Paths) -> None:
     """Write the champion of the release `name`, its ledger, and which attempt this is.
 
     Raises:
@@ -39,7 +43,7 @@ def pin(name: str, *, paths: Paths) -> None:
         first_base=base.first_base,
         ledger=_ledger(registry, name),
         benchmarks=benchmarks,
-        asked={suite: _asked(half) for suite, half in halves.items()},
+        asked={suite: _asked(half, section, paths.report_half / suite) for suite, half in halves.items()},
         attempts={suite: registry.count_attempt(name, half, candidate) for suite, half in benchmarks.items()},
     )
     log.info("champion of %s: %s", name, f"version {champion.version}" if champion else "none yet")
@@ -55,23 +59,35 @@ def _report_halves(paths: Paths) -> dict[str, reports.BenchmarkInfo]:
     }
 
 
-def _asked(half: reports.BenchmarkInfo) -> reports.Asked:
-    """Say how a benchmark is asked: the same examples under another prompt or metric measure something else."""
+def _asked(half: reports.BenchmarkInfo, section: Evaluate, folder: Path) -> reports.Asked:
+    """Say how a benchmark is asked: the same examples under another prompt or metric measure something else.
+
+    So they do where less of a text is read, which hides what is lost further on, and in another arithmetic. An image is
+    read whole.
+    """
     asked = {name: value for name, value in half.settings.items() if name != SLICE}
-    return {"kind": half.kind, "metric": half.metric, **asked}
+    read: reports.Asked = {"precision": section.precision}
+    if "image" not in pq.read_schema(folder / "examples.parquet").names:
+        read["max_length"] = section.max_length
+    return {"kind": half.kind, "metric": half.metric, **asked, **read}
 
 
 def _ledger(registry: Registry, name: str) -> reports.Ledger | None:
-    """Return what the newest release is measured from: the releases before it, back to where the ledger began."""
+    """Return what the newest release is measured from: the releases before it, back to where the ledger began.
+
+    A setting that the first of them does not tell is that of the first that does.
+    """
     found = None
+    asked: dict[str, reports.Asked] = {}
     for version in reversed(registry.versions(name)):
         lineage = registry.resolve(name, version).lineage
         if "first_base" in lineage:
+            asked |= {suite: asked.get(suite, {}) | told for suite, told in lineage.get("asked", {}).items()}
             found = reports.Ledger(
                 version=version,
                 first_base=reports.FirstBase.model_validate(lineage["first_base"]),
                 benchmarks=lineage.get("benchmarks", {}),
-                asked=lineage.get("asked", {}),
+                asked=asked,
                 rebase=lineage.get("rebase"),
             )
             if found.rebase:

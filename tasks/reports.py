@@ -363,7 +363,7 @@ class Pin(Report):
     benchmarks: dict[str, str] = {}
     """Report halves of now: name → fingerprint."""
     asked: dict[str, Asked] = {}
-    """How each of them is asked: its kind, its metric and its settings."""
+    """How each of them is asked: kind, metric, settings, and how much of a text is read in which arithmetic."""
     attempts: dict[str, int] = {}
     """Which attempt on each report half this candidate is: 1 is the first."""
 

@@ -12,7 +12,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "gate": ("gate", "budget", "decide"),
     "finetune": ("finetune",),
     "merge": ("merge", "evaluate", "budget", "decide"),
-    "pin": ("register.name",),
+    "pin": ("register.name", "evaluate"),
     "evaluate": ("evaluate", "decide"),
     "decide": ("decide", "budget", "register", "task", "data", "finetune"),
 }

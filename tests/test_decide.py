@@ -21,7 +21,13 @@ SENTIMENT = load_recipe(recipe_path(CHECKOUT, "sentiment"))
 RULE = Decide(confidence=0.95, power=0.8, champion_margin=0.02, bootstrap_draws=1000, seed=7)
 BUDGET = {"retrieval": Suite(margin=0.03), "probe": Suite(informative=True)}
 MODEL = "c" * 64
-ASKED: reports.Asked = {"kind": "choices", "metric": "accuracy", "prompt": "{query}", "normalise": False}
+ASKED: reports.Asked = {
+    "kind": "choices",
+    "metric": "accuracy",
+    "prompt": "{query}",
+    "normalise": False,
+    "max_length": 128,
+}
 
 
 class Case:
@@ -410,6 +416,10 @@ OTHER_BASE = {"first_base": reports.FirstBase(source="path:old", fingerprint="a"
         (
             {"asked": {"retrieval": ASKED | {"normalise": True}}},
             "benchmark retrieval is asked in another way (normalise was True and is False)",
+        ),
+        (
+            {"asked": {"retrieval": ASKED | {"max_length": 64}}},
+            "benchmark retrieval is asked in another way (max_length was 64 and is 128)",
         ),
         (
             {"asked": {"retrieval": {"kind": "harness"}}},

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tasks import reports
@@ -15,13 +16,14 @@ from tasks.errors import Refused, StageError
 from tasks.files import folder_fingerprint
 from tasks.paths import Paths
 from tasks.pin import pin
-from tasks.recipe import load_recipe
+from tasks.recipe import Evaluate, load_recipe
 from tasks.register import Receipt, register
 from tasks.registry import Registry, open_registry
 from tasks.sources import first_base_folder, resolve_base
 from tests.models_data import tuned_project
 
 Publish = Callable[..., Receipt]
+HOW = Evaluate(precision="fp32", max_length=64)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_a_champion_that_moved_since_is_not_overtaken(paths: Paths, publish: Pub
     registry.move_alias("tiny", "champion", 1, expected=None, reason="another run was faster")
     with pytest.raises(Refused, match="`retain run tiny --repin`"):
         publish()
-    pin("tiny", paths=paths)
+    pin("tiny", HOW, paths=paths)
     pinned = reports.read_report(paths.pin, reports.Pin)
     assert (pinned.champion, pinned.champion_model) == (1, folder_fingerprint(paths.tuned))
 
@@ -127,7 +129,7 @@ def register_over_a_champion(paths: Paths, publish: Publish, tmp_path: Path) -> 
     registry = open_registry(str(tmp_path / "registry"))
     registry.publish("tiny", paths.tuned, metrics={}, lineage={}, reports={}, run_id="other")
     registry.move_alias("tiny", "champion", 1, expected=None, reason="first")
-    pin("tiny", paths=paths)
+    pin("tiny", HOW, paths=paths)
     decision = reports.read_report(paths.decision, reports.DecideReport)
     reports.write_report(paths.decision, decision.model_copy(update={"champion": 1}))
     assert publish() == Receipt("tiny", 2, created=True, promoted=True, champion=2, verdict="PASS")
@@ -206,10 +208,10 @@ def test_a_release_is_the_base_of_the_next_and_remembers_where_it_all_began(
 def test_a_release_begins_the_ledger_and_a_rebase_begins_it_anew(
     paths: Paths, publish: Publish, tmp_path: Path
 ) -> None:
-    pin("tiny", paths=paths)
+    pin("tiny", HOW, paths=paths)
     assert reports.read_report(paths.pin, reports.Pin).ledger is None
     publish()
-    pin("tiny", paths=paths)
+    pin("tiny", HOW, paths=paths)
     pinned = reports.read_report(paths.pin, reports.Pin)
     assert pinned.ledger == reports.Ledger(
         version=1,
@@ -227,19 +229,51 @@ def test_a_release_begins_the_ledger_and_a_rebase_begins_it_anew(
             "rebase": rebase,
         }
         registry.publish("tiny", paths.chosen, metrics={}, lineage=lineage, reports={}, run_id="other")
-    pin("tiny", paths=paths)
+    pin("tiny", HOW, paths=paths)
     ledger = reports.read_report(paths.pin, reports.Pin).ledger
     assert ledger is not None
     assert (ledger.version, ledger.rebase) == (2, "another encoder from now on")
 
 
+def test_how_much_is_read_and_in_which_arithmetic_is_part_of_how_a_benchmark_is_asked(
+    paths: Paths, publish: Publish, tmp_path: Path
+) -> None:
+    pin("tiny", HOW, paths=paths)
+    before = reports.read_report(paths.pin, reports.Pin).asked["articles"]
+    assert (before["max_length"], before["precision"]) == (64, "fp32")
+    pin("tiny", Evaluate(precision="bf16", max_length=8), paths=paths)
+    now = reports.read_report(paths.pin, reports.Pin).asked["articles"]
+    assert now == before | {"max_length": 8, "precision": "bf16"}
+    examples = paths.report_half / "articles" / "examples.parquet"
+    pd.DataFrame({"id": ["a"], "image": [b"x"]}).to_parquet(examples)
+    pin("tiny", HOW, paths=paths)
+    assert "max_length" not in reports.read_report(paths.pin, reports.Pin).asked["articles"]
+
+
+def test_a_setting_that_the_first_release_does_not_tell_is_that_of_the_first_that_does(
+    paths: Paths, tmp_path: Path
+) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+    for told in (
+        {"kind": "retrieval"},
+        {"kind": "retrieval", "max_length": 64},
+        {"kind": "retrieval", "max_length": 8},
+    ):
+        lineage = {"first_base": {"source": "path:c", "fingerprint": "c" * 64}, "asked": {"articles": told}}
+        registry.publish("tiny", paths.chosen, metrics={}, lineage=lineage, reports={}, run_id="other")
+    pin("tiny", HOW, paths=paths)
+    ledger = reports.read_report(paths.pin, reports.Pin).ledger
+    assert ledger is not None
+    assert (ledger.version, ledger.asked) == (1, {"articles": {"kind": "retrieval", "max_length": 64}})
+
+
 def test_pinning_again_counts_no_attempt_and_another_candidate_counts_one(paths: Paths) -> None:
-    pin("tiny", paths=paths)
+    pin("tiny", HOW, paths=paths)
     first = paths.pin.read_bytes()
-    pin("tiny", paths=paths)
+    pin("tiny", HOW, paths=paths)
     assert paths.pin.read_bytes() == first
     assert reports.read_report(paths.pin, reports.Pin).attempts == {"articles": 1}
     merged = reports.read_report(paths.merge, reports.MergeReport)
     reports.write_report(paths.merge, merged.model_copy(update={"model": "another"}))
-    pin("tiny", paths=paths)
+    pin("tiny", HOW, paths=paths)
     assert reports.read_report(paths.pin, reports.Pin).attempts == {"articles": 2}
