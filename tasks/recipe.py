@@ -21,6 +21,8 @@ from tasks.rates import TOO_HIGH, USUAL_RATES
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 SPLITS = ("train", "validation", "test")
+MIN_ROWS_A_CLASS = 2
+"""Rows of each label that a split has at least: `prepare` refuses it otherwise."""
 REPLAY = "replay"
 UNLABELLED = -1
 """The label in a split table of a target's row that has none."""
@@ -657,7 +659,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit_the_task(self) -> Recipe:
-        problems = [*_data_problems(self), *_finetune_problems(self), *_benchmark_problems(self)]
+        problems = [*_source_problems(self), *_data_problems(self)]
+        problems += [*_finetune_problems(self), *_benchmark_problems(self)]
         if problems := [*problems, *_budget_problems(self), *_tune_problems(self)]:
             raise ValueError("; ".join(problems))
         return self
@@ -678,6 +681,25 @@ BENCHMARKS = {
     "causal-lm": ("choices", "last-word", "perplexity", "harness", "retrieval", "probe", "knn", "similarity"),
     "image-classification": ("probe", "knn", "head"),
 }
+
+
+def _source_problems(recipe: Recipe) -> list[str]:
+    """Refuse sources that are written wrongly: whether they can be reached is known when they are fetched."""
+    from tasks.sources import parse_base, parse_source  # it knows recipes
+
+    raw = recipe.data.source
+    named = {"data.source": raw} if isinstance(raw, str) else {f"data.source.{k}": v for k, v in raw.items()}
+    problems = []
+    try:
+        parse_base(recipe.base)
+    except ConfigError as error:
+        problems.append(error.message)
+    for field, text in named.items():
+        try:
+            parse_source(text)
+        except ConfigError as error:
+            problems.append(f"{field}: {error.message}")
+    return problems
 
 
 def _label_problems(recipe: Recipe) -> list[str]:

@@ -62,6 +62,15 @@ PATTERNS = {
 }
 
 
+MODELS = {
+    "hub": "hub:org/name@revision",
+    "path": "path:folder",
+    "package": "package:NAME==VERSION/inner/path",
+    "release": "release:NAME@alias",
+}
+"""How the source of a base model is written, by kind."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A parsed source: `kind` is the notation's prefix; `inner` is the path within a package or archive."""
@@ -91,6 +100,26 @@ def parse_source(text: str) -> Source:
             _refuse_traversal(text, parts)
             return Source(text, kind, groups["name"], groups.get("version") or "", parts)
     raise ConfigError(f"{text!r} is no source. A source is one of:\n{NOTATIONS}")
+
+
+def parse_base(text: str) -> Source:
+    """Parse the source of a base model.
+
+    Raises:
+        ConfigError: it is written wrongly, or can be no model; the message says how it is written.
+    """
+    kind, forms = text.partition(":")[0], ", ".join(MODELS.values())
+    try:
+        source = parse_source(text)
+    except ConfigError:
+        if any(re.fullmatch(pattern, text) for pattern in PATTERNS.values()):
+            raise  # it is written well, and leads out of its folder
+        if kind in MODELS:
+            raise ConfigError(f"base {text!r}: a {kind}: source is written {MODELS[kind]}.") from None
+        raise ConfigError(f"base {text!r} is no source. A base model is one of {forms}.") from None
+    if source.kind not in MODELS:
+        raise ConfigError(f"base {text!r} can be no model. A base model is one of {forms}.")
+    return source
 
 
 def fetch_raw(recipe: Recipe, paths: Paths) -> bool:
@@ -133,9 +162,7 @@ def resolve_base(text: str, root: Path) -> Base:
         ConfigError: the source is written wrongly, or cannot name a model.
         DataError: it cannot be reached, or is no model with safetensors weights.
     """
-    source = parse_source(text)
-    if source.kind not in ("path", "hub", "package", "release"):
-        raise ConfigError(f"base {text!r}: a base model is a hub:, path:, package: or release: source.")
+    source = parse_base(text)
     with _new_in_store("bases") as aside:
         resolved, first = _materialise_base(source, aside, root)
         files = _records(aside)

