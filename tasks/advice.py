@@ -40,22 +40,36 @@ class Against:
     target: reports.Verdict
     champion: reports.Verdict | None
     ledger: reports.Verdict
+    ceiling: str = ""
+    """What the start reaches on the test split, where a model without an error could not show a gain over it."""
 
 
 def advise(against: Against, merged: reports.MergeReport, trained: Trained) -> list[str]:
     """Return two or three changes of the recipe; nothing where nothing stands against the release."""
-    tuning = _on_tuning(against.suites, merged, trained)
+    ceiling = [*_at_the_ceiling(against.ceiling)]
+    tuning = ceiling or _on_tuning(against.suites, merged, trained)
     advice = [*tuning, *_on_benchmarks(against.suites)]
     if not tuning and any(suite.examples_needed and suite.loss > 0 for suite in _unsettled(against.suites)):
         advice.append(
             "Lower finetune.learning_rate to a third: that less is lost takes fewer examples to show."
         )
     if not merged.kept_base:
-        advice += [*_on_the_task(against.target, trained), *_on_the_champion(against.champion)]
+        advice += [] if ceiling else _on_the_task(against.target, trained)
+        advice += _on_the_champion(against.champion)
     if against.ledger == "FAIL":
         advice.append("Put the first base and the benchmarks back to what the ledger began with.")
         advice.append("If they had to change, say why in register.rebase: a new ledger begins there.")
     return advice[:MOST_ADVICE]
+
+
+def _at_the_ceiling(reached: str) -> Iterator[str]:
+    """Yield what to do where no training could show a gain."""
+    if reached:
+        yield (
+            f"There is nothing to gain on this test set: {reached}, so that not even a model without an error could show "
+            "that it is better. Give a larger or a harder one, with rows like those on which it errs in use."
+        )
+        yield "If it errs nowhere that matters, use it as it is: tuning can only make it forget."
 
 
 def _on_tuning(

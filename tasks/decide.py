@@ -32,6 +32,8 @@ Verdict = reports.Verdict
 Judged = tuple[Verdict, str]
 """One answer, and the reason for it."""
 _SEVERITY: dict[Verdict, int] = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
+AT_MOST_ONE = ("accuracy", "example F1", "macro_f1", "mrr")
+"""Metrics of the task in which a model without an error has 1, in each row."""
 _MEASURED = {"name", "metric", "base", "candidate", "loss", "examples"}
 """What the verdict on a suite repeats of its outcome."""
 
@@ -62,6 +64,7 @@ def decide(
     tuned = _judge_tuned(merged, budget, section) if merged.kept_base else []
     champion, champion_reason = _judge_champion(evaluated, pin, section, paths)
     ledger, ledger_reason = _judge_ledger(pin, budget, registration.rebase)
+    ceiling = "" if target == "PASS" else _ceiling(evaluated, section, paths)
     judged = _of_gating(suites)
     judged += [(target, f"its own task: {target_reason}")]
     judged += _of_gating(tuned, ", as tuned")
@@ -70,7 +73,9 @@ def decide(
     report = reports.DecideReport(
         verdict=min((answer for answer, _ in judged), key=_SEVERITY.__getitem__),
         reasons=_reasons(judged),
-        advice=advise(Against(suites, target, champion, ledger), merged, Trained(task, data, finetune)),
+        advice=advise(
+            Against(suites, target, champion, ledger, ceiling), merged, Trained(task, data, finetune)
+        ),
         confidence=section.confidence,
         target_verdict=target,
         target_reason=target_reason,
@@ -273,6 +278,18 @@ def _judge_target(
     if loss.p_not_above(0.0) <= 1 - section.confidence:
         return "FAIL", f"{seen}: worse than {evaluated.start}"
     return "INCONCLUSIVE", f"{seen}: no gain over {evaluated.start} is shown"
+
+
+def _ceiling(evaluated: reports.EvaluateReport, section: Decide, paths: Paths) -> str:
+    """Say what the start reaches on the test split, where a model without an error could not show a gain over it."""
+    test = next(target for target in evaluated.targets if target.name == "test")
+    if test.metric not in AT_MOST_ONE:
+        return ""
+    table = _records(paths.records / "targets" / "test.parquet")
+    gain = _loss(table.assign(candidate=1.0), "base", whole_groups=False)
+    if gain.p_not_below(0.0) <= 1 - section.confidence:
+        return ""
+    return f"{evaluated.start} reaches {test.metric} {test.base:.3f} on {test.examples} rows"
 
 
 def _why_the_base_was_kept(merged: reports.MergeReport) -> str:

@@ -166,5 +166,15 @@ def test_a_benchmark_that_cannot_be_settled_is_replaced_or_only_shown() -> None:
     assert begins(advice, "Put a benchmark that the base is good at", "Set budget.articles.informative: true")
 
 
+@pytest.mark.parametrize(("alpha", "target"), [(1.0, "INCONCLUSIVE"), (1.0, "FAIL"), (0.0, "FAIL")])
+def test_where_nothing_can_be_gained_no_other_training_is_proposed(
+    alpha: float, target: reports.Verdict
+) -> None:
+    reached = "the base reaches accuracy 1.000 on 120 rows"
+    against = Against([verdict("PASS")], target, None, "PASS", reached)
+    advice = advise(against, searched(alpha, tuned_fits=True), trained())
+    assert begins(advice, f"There is nothing to gain on this test set: {reached}", "If it errs nowhere that")
+
+
 def test_a_release_that_nothing_stands_against_needs_no_advice() -> None:
     assert told(verdict("PASS"), searched(1.0)) == []

@@ -36,6 +36,7 @@ class Case:
     def __init__(self, root: Path) -> None:
         self.paths = Paths(root, "case")
         self.tuned_gain, self.tuned_loss = 0.1, 0.0
+        self.metric = "accuracy"
         self.alpha, self.champion, self.champion_model, self.evaluated = 1.0, None, None, MODEL
         self.chance = {"retrieval": 0.01, "probe": 0.5}
         self.ledger: reports.Ledger | None = None
@@ -133,6 +134,7 @@ class Case:
         base, candidate = self.test["base"].mean(), self.test["candidate"].mean()
         test = reports.TargetOutcome(
             name="test",
+            metric=self.metric,
             examples=len(self.test),
             base=base,
             candidate=candidate,
@@ -378,6 +380,28 @@ def test_whatever_stood_against_a_release_two_or_three_changes_are_named(case: C
     assert decision.verdict != "PASS"
     assert 2 <= len(decision.advice) <= 3, decision.advice
     assert len(set(decision.advice)) == len(decision.advice)
+
+
+@pytest.mark.parametrize(("errors", "alpha"), [(0, 1.0), (2, 1.0), (0, 0.0)])
+def test_a_base_that_errs_as_good_as_never_leaves_nothing_to_gain(
+    case: Case, errors: int, alpha: float
+) -> None:
+    base = [0.0] * errors + [1.0] * (200 - errors)
+    vars(case).update(alpha=alpha, tuned_gain=0.0, test=case.records(base, base))
+    advice = case.decide().advice
+    assert advice[0].startswith(
+        f"There is nothing to gain on this test set: {case.start} reaches accuracy {1 - errors / 200:.3f} on 200 rows"
+    )
+    assert "learning_rate" not in " ".join(advice)
+
+
+def test_a_base_that_errs_a_little_leaves_something_to_gain(case: Case) -> None:
+    base = [0.0] * 8 + [1.0] * 192
+    case.test = case.records(base, base)
+    assert "learning_rate" in " ".join(case.decide().advice)
+    case.test = case.records([1.0] * 8 + base[8:], [1.0] * 200)
+    case.metric = "log_likelihood"
+    assert "nothing to gain" not in " ".join(case.decide().advice), "there is no best there"
 
 
 def ledger(**changes: object) -> reports.Ledger:
