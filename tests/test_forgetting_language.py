@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from tasks.recipe import (
     Table,
 )
 from tests.architectures import make_base
+from tests.harness import harness_outcomes
 from tests.tiny import WORDS
 
 DATA = Data(source="path:x", train=Table(file="x.csv"), seed=7)
@@ -158,18 +160,39 @@ def test_a_task_of_the_harness_has_the_harness_s_outcomes(
 ) -> None:
     pytest.importorskip("lm_eval")
     from tasks.forgetting.likelihood import Scorer
-    from tasks.forgetting.lm_tasks import harness_outcomes
 
     (raw / "known.yaml").write_text(YAML)
     benchmark = HarnessBenchmark(kind="harness", harness_task="known", file="known.yaml", metric=metric)
     selection, report = halves(benchmark, raw, tmp_path)
     scorer = Scorer(subject.model.network, subject.model.tokenizer, 64, "cpu", 512)
-    theirs = harness_outcomes(raw / "known.yaml", scorer, metric=metric)
-    expected = dict(zip(theirs.texts, theirs.outcomes.tolist(), strict=True))
+    expected = harness_outcomes(raw / "known.yaml", scorer, metric)
     for suite in (selection, report):
         assert suite.info.metric == metric
         ours = dict(zip(suite.examples["query"], suite.measure(subject).tolist(), strict=True))
         assert ours == {query: expected[query] for query in ours}
+
+
+def test_a_task_of_the_harness_that_generates_text_is_refused(raw: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    generates = YAML.replace("multiple_choice", "generate_until").replace(
+        "acc}, {metric: acc_norm", "exact_match"
+    )
+    (raw / "known.yaml").write_text(f"{generates}generation_kwargs: {{until: ['.']}}\n")
+    benchmark = HarnessBenchmark(kind="harness", harness_task="known", file="known.yaml")
+    with pytest.raises(
+        ConfigError, match=r"is of type generate_until; only multiple_choice, loglikelihood can"
+    ):
+        write_halves("known", benchmark, DATA, raw, tmp_path)
+
+
+def test_without_the_harness_its_tasks_are_refused_with_a_remedy(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    (raw / "known.yaml").write_text(YAML)
+    benchmark = HarnessBenchmark(kind="harness", harness_task="known", file="known.yaml")
+    with pytest.raises(ConfigError, match=r"need the extra `lm`: pip install 'retain\[lm\]'"):
+        write_halves("known", benchmark, DATA, raw, tmp_path)
 
 
 def test_an_unknown_task_of_the_harness_is_said(raw: Path, tmp_path: Path) -> None:

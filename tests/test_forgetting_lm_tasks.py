@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,28 @@ from tasks.forgetting.likelihood import Likelihoods, Request, Scorer
 from tasks.forgetting.lm_tasks import (
     Question,
     choice_outcomes,
-    harness_outcomes,
     last_word_outcomes,
     perplexity_outcomes,
     read_questions,
 )
+from tests.harness import harness_outcomes
 from tests.tiny_lm import tiny_lm, tiny_tokenizer
 
 ROWS = [
-    {"query": "Is the battery good?", "choices": ["good", "not good at all", "bad"], "gold": 0},
-    {"query": "What broke?", "choices": ["the phone", "the book"], "gold": 1},
-    {"query": "Which day was it?", "choices": ["day one", "day two", "a week", "naïve"], "gold": 2},
-    {"query": "What works?", "choices": ["sound", "the very great screen"], "gold": 0},
+    {
+        "query": "Is the battery good?",
+        "choices": ["good", "not good at all", "bad"],
+        "gold": 0,
+        "word": "was",
+    },
+    {"query": "What broke?", "choices": ["the phone", "the book"], "gold": 1, "word": "it"},
+    {
+        "query": "Which day was it?",
+        "choices": ["day one", "day two", "a week", "naïve"],
+        "gold": 2,
+        "word": "day",
+    },
+    {"query": "What works?", "choices": ["sound", "the very great screen"], "gold": 0, "word": "not"},
 ]
 
 
@@ -108,11 +117,10 @@ def test_questions_are_read_by_their_fields_and_every_bad_row_is_named() -> None
     assert raised.value.problems[5] == "row 6: choices is 'no json'; it is a list, or the JSON of one"
 
 
-def test_last_words_count_when_greedy_or_by_log_likelihood() -> None:
+def test_last_words_count_when_greedy() -> None:
     model = said([-1.0, -2.0], greedy=[True, False])
     passages = [("He said", "yes"), ("She said", "no")]
     assert last_word_outcomes(model, passages).tolist() == [1, 0]
-    assert last_word_outcomes(model, passages, metric="log_likelihood").tolist() == [-1, -2]
     assert model.asked[0] == Request("He said", " yes")
 
 
@@ -137,17 +145,7 @@ output_type: multiple_choice
 doc_to_text: "{{query}}\\nAnswer:"
 doc_to_choice: choices
 doc_to_target: gold
-metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}, {metric: mcc}]
-"""
-ROLLING = """
-task: tiny_text
-dataset_path: json
-dataset_kwargs: {data_files: {test: rows.jsonl}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{query}}"
-metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}]
+metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}]
 """
 WORD = """
 task: tiny_word
@@ -156,19 +154,8 @@ dataset_kwargs: {data_files: {test: rows.jsonl}}
 test_split: test
 output_type: loglikelihood
 doc_to_text: "{{query}}"
-doc_to_target: " {{choices[0]}}"
-metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false}, {metric: acc}]
-"""
-GENERATES = """
-task: tiny_generates
-dataset_path: json
-dataset_kwargs: {data_files: {test: rows.jsonl}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{query}}"
-doc_to_target: "{{choices[0]}}"
-generation_kwargs: {until: ["."]}
-metric_list: [{metric: exact_match}]
+doc_to_target: " {{word}}"
+metric_list: [{metric: acc}]
 """
 
 
@@ -179,76 +166,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    for name, text in (("choices", CHOICES), ("text", ROLLING), ("word", WORD), ("generates", GENERATES)):
+    for name, text in (("choices", CHOICES), ("word", WORD)):
         (tmp_path / f"{name}.yaml").write_text(text)
     return tmp_path
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_norm", "acc_bytes"])
-def test_a_task_file_gives_what_the_same_questions_give(metric: Any, folder: Path, scorer: Scorer) -> None:
-    found = harness_outcomes(folder / "choices.yaml", scorer, metric=metric)
-    assert found.ids == [f"tiny_choices/{place}" for place in range(len(ROWS))]
-    assert found.texts[1] == "What broke?\nAnswer:"
-    assert found.metric == metric
-    expected = choice_outcomes(scorer, read_questions(ROWS), metric=metric)
-    assert found.outcomes.tolist() == expected.tolist()
-    assert 0 < expected.sum() < len(ROWS)
+def test_questions_count_as_the_harness_counts_them(metric: Any, folder: Path, scorer: Scorer) -> None:
+    expected = harness_outcomes(folder / "choices.yaml", scorer, metric)
+    found = choice_outcomes(scorer, read_questions(ROWS), metric=metric)
+    assert found.tolist() == [expected[f"{row['query']}\nAnswer:"] for row in ROWS]
+    assert 0 < found.sum() < len(ROWS)
 
 
-def test_a_task_is_found_by_name_in_a_folder_and_limited(
-    folder: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folder)
-    found = harness_outcomes(
-        "tiny_choices", scorer, metric="acc", include_path=folder, include_defaults=False, limit=2
-    )
-    assert found.ids == ["tiny_choices/0", "tiny_choices/1"]
-
-
-def test_perplexities_become_log_likelihoods_the_higher_the_better(folder: Path, scorer: Scorer) -> None:
-    sums = scorer.log_likelihoods([Request("", row["query"]) for row in ROWS]).sums
-    words = np.array([len(row["query"].split()) for row in ROWS])
-    found = harness_outcomes(folder / "text.yaml", scorer, metric="word_perplexity")
-    assert found.metric == "log_likelihood"
-    np.testing.assert_allclose(found.outcomes, sums / words, atol=1e-6)
-    word = harness_outcomes(folder / "word.yaml", scorer, metric="perplexity")
-    own = last_word_outcomes(
-        scorer, [(row["query"], row["choices"][0]) for row in ROWS], metric="log_likelihood"
-    )
-    np.testing.assert_allclose(word.outcomes, own, atol=1e-6)
-
-
-def test_texts_longer_than_the_model_reads_are_scored_window_by_window(folder: Path) -> None:
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-
-    from tasks.forgetting.lm_tasks import harness_model
-
-    model, tokenizer = tiny_lm(), tiny_tokenizer()
-    requests: list[Any] = [
-        Instance("loglikelihood_rolling", {}, (text,), 0) for text in ("the book was good " * 20, "week")
-    ]
-    theirs = HFLM(pretrained=model, tokenizer=tokenizer, max_length=20).loglikelihood_rolling(requests)
-    ours = harness_model(Scorer(model, tokenizer, 20, "cpu", 64)).loglikelihood_rolling(requests)
-    np.testing.assert_allclose(ours, theirs, atol=1e-3)
-
-
-def test_what_the_harness_cannot_give_is_said(folder: Path, scorer: Scorer) -> None:
-    with pytest.raises(ConfigError, match=r"tiny_choices has no metric 'mrr', but acc, "):
-        harness_outcomes(folder / "choices.yaml", scorer, metric="mrr")
-    with pytest.raises(ConfigError, match="'mcc' is no number an example"):
-        harness_outcomes(folder / "choices.yaml", scorer, metric="mcc")
-    with pytest.raises(ConfigError, match=r"There is no task file .*missing\.yaml"):
-        harness_outcomes(folder / "missing.yaml", scorer, metric="acc")
-    with pytest.raises(ConfigError, match="knows no task 'tiny', among 4"):
-        harness_outcomes("tiny", scorer, metric="acc", include_path=folder, include_defaults=False)
-    with pytest.raises(ConfigError, match="tiny_generates: this task generates text, which is not measured"):
-        harness_outcomes(folder / "generates.yaml", scorer, metric="exact_match")
-
-
-def test_without_the_harness_its_tasks_are_refused_with_a_remedy(
-    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match=r"need the extra `lm`: pip install 'retain\[lm\]'"):
-        harness_outcomes("arc_easy", scorer, metric="acc")
+def test_last_words_count_as_the_harness_counts_them(folder: Path, scorer: Scorer) -> None:
+    expected = harness_outcomes(folder / "word.yaml", scorer, "acc")
+    found = last_word_outcomes(scorer, [(row["query"], row["word"]) for row in ROWS])
+    assert found.tolist() == [expected[row["query"]] for row in ROWS]
+    assert 0 < found.sum() < len(ROWS)

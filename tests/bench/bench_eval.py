@@ -25,12 +25,12 @@ import numpy as np
 
 from tasks.files import write_text
 from tasks.forgetting.likelihood import Scorer
-from tasks.forgetting.lm_tasks import harness_model
 from tasks.forgetting.suites import TOKENS_A_BATCH
 from tasks.models import load_tokenizer, load_weights
 from tasks.recipe import load_recipe, recipe_path
 from tasks.sources import base_folder, resolve_base
 from tests.bench.figures import ROOT, Figure, publish
+from tests.harness import harness_model
 
 REPEATS = 5
 BATCH_SIZES = (1, 8, 16, 32)
