@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from tasks import reports as r
-from tasks.charts import interval_chart, tick_label, ticks
-from tasks.errors import StageError
-from tasks.paths import Paths
-from tasks.summary import Reports, as_html, as_markdown, read_history, read_reports, summarize
+from tasks.summary import Reports, as_html, as_markdown, summarize
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 ATTACK = "<script>alert('x')</script> great | *phone*"
@@ -219,77 +213,6 @@ def run_reports(kind: str = "pass") -> Reports:
     )
 
 
-class _Page(HTMLParser):
-    """Collect the tags, what they would load, and the text of a page; refuse tags that do not close."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.loads: list[str] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        named = [str(value) for key, value in attrs if key in ("src", "href", "action", "srcset")]
-        self.loads += [value for value in named if not value.startswith("data:image/png;")]
-        if tag not in ("meta", "br", "link", "img"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-
-
-@pytest.mark.parametrize("kind", ["pass", "fail", "inconclusive", "gate"])
-def test_page_is_whole_and_loads_nothing(kind: str) -> None:
-    html = as_html(summarize(run_reports(kind), "sentiment"))
-    page = _Page(html)
-    assert not page.open
-    assert not page.loads
-    assert "script" not in page.tags
-    assert "@import" not in html
-    assert "url(" not in html
-    assert "nan" not in re.findall(r'="([^"]*)"', html)
-
-
-@pytest.mark.parametrize(
-    ("kind", "badge"),
-    [
-        ("pass", "May ship"),
-        ("fail", "Must not ship"),
-        ("inconclusive", "Not settled"),
-        ("gate", "Stopped at the data gate"),
-    ],
-)
-def test_verdict_comes_first_in_both_forms(kind: str, badge: str) -> None:
-    summary = summarize(run_reports(kind), "sentiment")
-    assert badge in as_markdown(summary).splitlines()[0]
-    words = " ".join(" ".join(_Page(as_html(summary)).words).split())
-    assert badge in words[:120]
-
-
-def test_page_shows_gain_loss_choice_training_data_and_lineage() -> None:
-    words = " ".join(_Page(as_html(summarize(run_reports(), "sentiment"))).words)
-    for expected in (
-        "78.9 %", "88.6 %", "+9.7 points", "editorial (other domain)", "Champion",
-        "constitution", "−0.016", "−0.030", "shown only", "α = 1", "Method lp-ft", "22.7 million",
-        "near duplicate share", "warning", "723 rows were left out", FIRST.source, "d" * 64,
-    ):  # fmt: skip
-        assert expected in words, expected
-    assert "What the tuned model lost most" not in words, "flips are shown on refusal only"
-    assert words.count("α") > 3
-
-
 def test_a_refusal_shows_reasons_advice_and_flips() -> None:
     summary = summarize(run_reports("fail"), "sentiment")
     assert "forgot more than was agreed on constitution and conversations" in summary.sentence
@@ -381,65 +304,6 @@ def test_attempts_and_a_new_ledger_are_said_first() -> None:
     assert "Attempt 3" in as_markdown(summary)
 
 
-def test_text_from_data_is_never_markup() -> None:
-    summary = summarize(run_reports("fail"), "sentiment <b>", notes=[ATTACK])
-    html = as_html(summary)
-    assert "<script" not in html
-    assert "&lt;script&gt;" in html
-    assert "<b>" not in html.split("<div")[0]
-    markdown = as_markdown(summary)
-    assert not re.search(r"(?<!\\)<", markdown)
-    row = next(line for line in markdown.splitlines() if "a17" in line)
-    assert len(re.findall(r"(?<!\\)\|", row)) == 6, "a bar in the data must not make a new column"
-
-
-def test_what_carries_loss_is_marked_and_stays_text() -> None:
-    reports = run_reports()
-    view = r.Measure(
-        name="unsupervised_share",
-        value=0.0,
-        meaning="",
-        remedy="",
-        worst=["7: user <b>hi</b> ⟦assistant yes⟧✂"],
-    )
-    made = summarize(
-        dataclasses.replace(reports, check=reports.check.model_copy(update={"measures": [view]})), "sentiment"
-    )
-    assert "user &lt;b&gt;hi&lt;/b&gt; <mark>assistant yes</mark>✂" in as_html(made)
-    assert "⟦assistant yes⟧✂" in as_markdown(made)
-    assert "What the model reads" not in as_html(summarize(reports, "sentiment"))
-
-
-def test_a_stopped_gate_does_not_show_the_verdict_of_the_run_before() -> None:
-    summary = summarize(run_reports("gate"), "sentiment")
-    assert summary.outcome == "GATE"
-    assert not summary.suites
-    assert not summary.gains
-    assert "earlier run: finetune, merge, pin, evaluate, decision" in summary.notes[0]
-    assert "near duplicate share: above 0.05. Remove one of each pair" in summary.reasons[0]
-
-
-def test_a_decision_about_another_model_is_left_out() -> None:
-    reports = run_reports()
-    assert reports.merge
-    other = dataclasses.replace(reports, merge=reports.merge.model_copy(update={"model": "9" * 64}))
-    summary = summarize(other, "sentiment")
-    assert summary.outcome == "UNFINISHED"
-    assert summary.notes == (
-        "Left out, because they are about another model than the chosen one: evaluate, decision.",
-    )
-
-
-def test_reports_on_other_splits_are_left_out() -> None:
-    reports = run_reports()
-    assert reports.check
-    other = dataclasses.replace(reports, check=reports.check.model_copy(update={"splits": "0" * 64}))
-    summary = summarize(other, "sentiment")
-    assert summary.outcome == "UNFINISHED"
-    assert not summary.data
-    assert "check, gate, finetune" in summary.notes[0]
-
-
 def test_failed_expectations_are_named_with_their_rows() -> None:
     failed = r.Expectation(
         type="expect_column_values_to_not_be_null",
@@ -454,70 +318,6 @@ def test_failed_expectations_are_named_with_their_rows() -> None:
     assert summary.failures == (
         "expect_column_values_to_not_be_null: 2 row(s), 2 of 2,985 are null; for example 7, 9",
     )
-
-
-def test_the_same_reports_give_the_same_bytes() -> None:
-    assert as_html(summarize(run_reports(), "x")) == as_html(summarize(run_reports(), "x"))
-
-
-def test_markdown_tables_have_equal_columns() -> None:
-    checked = 0
-    for block in re.findall(r"(?:^\|.*\n)+", as_markdown(summarize(run_reports("fail"), "x")), re.MULTILINE):
-        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
-        assert len(counts) == 1, block
-        checked += 1
-    assert checked == 5
-
-
-def test_reports_are_read_from_where_the_stages_write_them(tmp_path: Path) -> None:
-    paths = Paths(tmp_path, "sentiment")
-    with pytest.raises(StageError, match="retain run sentiment"):
-        read_reports(paths)
-    source = run_reports()
-    assert source.gate
-    assert source.decision
-    r.write_report(paths.gate, source.gate)
-    r.write_report(paths.decision, source.decision)
-    paths.history.write_text("step,loss,validation_loss\n1,0.7,\n2,0.5,0.6\n")
-    found = read_reports(paths)
-    assert found.gate == source.gate
-    assert found.merge is None
-    assert [row["loss"] for row in found.history] == [0.7, 0.5]
-    assert math.isnan(found.history[0]["validation_loss"])
-    assert summarize(found, "x").outcome == "UNFINISHED", "a decision without its evaluation is not shown"
-
-
-def test_a_broken_history_is_an_error_with_a_place(tmp_path: Path) -> None:
-    path = tmp_path / "history.csv"
-    path.write_text("step,loss\n1,much\n")
-    with pytest.raises(StageError, match=r"history\.csv is no table of numbers"):
-        read_history(path)
-
-
-def test_interval_stays_in_the_drawing_whatever_the_margin() -> None:
-    for loss, half, margin in (
-        (0.427, 0.03, 0.03),
-        (-0.3, 0.01, 0.02),
-        (0.0, 0.0, None),
-        (0.019, 0.002, 0.02),
-    ):
-        drawing = interval_chart(loss, loss - half, loss + half, margin, "fail")
-        places = [float(value) for value in re.findall(r'(?:cx|x1|x2|x)="([-\d.]+)"', drawing)]
-        assert len(places) > 5
-        assert all(0 <= place <= 260 for place in places), drawing
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (-0.02, 0.05, [-0.02, 0, 0.02, 0.04]), (3, 3, [3])],
-)
-def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)
-
-
-def test_ticks_close_together_do_not_look_the_same() -> None:
-    said = [tick_label(tick, percent=True) for tick in ticks(0.0, 0.01)]
-    assert said == ["0%", "0.2%", "0.4%", "0.6%", "0.8%", "1%"]
 
 
 def _moved(name: str, scale: float, task_kl: float | None = 0.31) -> r.Drift:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks import charts
 from tasks.reports import Drift, FlipSlice
+from tasks.summary import charts
 
 SHOWN_SLICES = 12
 FEWEST_EXAMPLES = 5
