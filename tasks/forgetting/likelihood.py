@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 LOGITS_AT_ONCE = 1 << 28
 """Logits in memory at once: 1 GiB of fp32."""
+LOGITS_READ_AT_ONCE = 1 << 22
+"""Logits of which probabilities are made at once: 16 MiB, which a processor's cache holds and its allocator keeps."""
 AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Nats a token by which two ways of computing the same may differ."""
 ROUGH_AGREEMENT = 0.25
@@ -180,9 +182,7 @@ class Scorer:
             logits = self.model(**inputs, use_cache=False).logits
         logits = (logits[0] if selected else logits[where[0], where[1]]).float()
         at, target = (torch.as_tensor(values, device=self.device) for values in (place.reshape(-1), targets))
-        # The harness's function, its rounding (1e-5 a token on a CPU) included: sums over 50 tokens agree within 1e-4.
-        found = logits.log_softmax(-1)[at, target]
-        likeliest = logits.argmax(-1)[at] == target
+        found, likeliest = _read_off(logits, at, target)
         return found.double().cpu().numpy(), likeliest.cpu().numpy(), owners
 
     @cached_property
@@ -308,6 +308,24 @@ def _refuse_unscorable(requests: Sequence[TokenRequest], max_length: int) -> Non
             "(max_length). Shorten or leave out:",
             shown,
         )
+
+
+def _read_off(logits: Tensor, at: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-likelihood of token `target[i]` at row `at[i]` of the logits, and whether none is likelier.
+
+    Some rows at a time: probabilities of all of them would double the memory, and be read back from it.
+    """
+    found = logits.new_empty(len(at))
+    likeliest = torch.empty_like(at, dtype=torch.bool)
+    rows = max(LOGITS_READ_AT_ONCE // logits.shape[-1], 1)
+    for start in range(0, len(logits), rows):
+        some = logits[start : start + rows]
+        here = (at >= start) & (at < start + rows)
+        row, token = at[here] - start, target[here]
+        # The harness's function, its rounding (1e-5 a token on a CPU) included: sums over 50 tokens agree within 1e-4.
+        found[here] = some.log_softmax(-1)[row, token]
+        likeliest[here] = some[row, token] == some.amax(-1)[row]
+    return found, likeliest
 
 
 def _inputs(batch: Sequence[Row], device: str, model: Any) -> dict[str, Tensor]:
