@@ -6,11 +6,9 @@ Prefect decides when this runs, DVC whether a stage has anything to do, and `tas
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from flows.settings import prefect_defaults
@@ -19,7 +17,6 @@ prefect_defaults()  # Prefect reads its settings when it is imported
 
 from prefect import State, flow, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.states import Completed  # noqa: E402
 
 from flows.changes import Changes, RecipeName, changes_of  # noqa: E402
@@ -29,7 +26,9 @@ from flows.publish import publish  # noqa: E402
 from flows.run_lock import IfRunning  # noqa: E402
 from flows.runs import FlowResult, Run, RunRefused, queue_for_gpu, started  # noqa: E402
 from flows.states import ends_in_state, may_go_on, stops_the_flow  # noqa: E402
-from tasks.errors import Preempted, Refused  # noqa: E402
+from flows.stops import sigterm_stops  # noqa: E402
+from flows.temporary_server import start_server  # noqa: E402
+from tasks.errors import Refused  # noqa: E402
 
 
 @flow(name="finetune", log_prints=False)
@@ -141,8 +140,8 @@ def run_recipe(
         KeyboardInterrupt: it was interrupted.
     """
     given = changes if isinstance(changes, Changes) else changes_of(changes or {})
-    with _in_folder(root or find_root()), _sigterm_stops():
-        _start_server()
+    with _in_folder(root or find_root()), sigterm_stops():
+        start_server()
         state: State[Any] = finetune(recipe, given, promote, register, repin, if_running, return_state=True)
         outcome: Any = state.result(raise_on_failure=False)
     if isinstance(outcome, RunRefused):
@@ -150,36 +149,6 @@ def run_recipe(
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome  # type: ignore[no-any-return]
-
-
-def _start_server() -> None:
-    """Start Prefect's embedded server, where none is set, out of the reach of Ctrl-C.
-
-    A terminal sends it to every process; without its server the flow could not note how it ended, and would hang.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
-    try:
-        get_client(sync_client=True)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Terminated(BaseException):
-    """SIGTERM: a BaseException, so that no library takes it for a failure of its own."""
-
-
-@contextmanager
-def _sigterm_stops() -> Iterator[None]:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except _Terminated:
-        raise Preempted("asked to stop (SIGTERM); run it again to go on") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from flows.console import find_root
 from flows.gpu_queue import gpu_turn
 from flows.progress import followed
 from flows.run_lock import IfRunning, only_run
+from flows.stops import sigterm_stops
 from flows.workspace import Workspace, commit_of, experiment_name, own_workspace, save_experiment
 from tasks.errors import Refused
 from tasks.paths import Paths, registry_root
@@ -182,6 +183,8 @@ def started(recipe: str, changes: Changes | None, if_running: IfRunning) -> Iter
     commit_of(home)
     name = experiment_name(_flow_run_name(), home) if fields else _flow_run_name()
     with ExitStack() as stack:
+        if not _by_worker():  # which knows from SIGTERM what is to come of the run
+            stack.enter_context(sigterm_stops())
         workspace = stack.enter_context(own_workspace(home, recipe, name, fields)) if fields else None
         root = workspace.root if workspace else home
         paths = Paths(root, recipe)
@@ -212,6 +215,12 @@ def queue_for_gpu(run: Run, stage: str) -> Iterator[None]:
         return
     with gpu_turn(stage, run.say):
         yield
+
+
+def _by_worker() -> bool:
+    from prefect.runtime import deployment
+
+    return deployment.id is not None
 
 
 def _flow_run_name() -> str:

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task
 from prefect.states import Failed, State
 
+from flows.stops import Stopped, Terminated
 from tasks.errors import PipelineError, Preempted, Refused
 
 P = ParamSpec("P")
@@ -33,6 +34,10 @@ def state_name(error: PipelineError) -> str:
     return "Failed"
 
 
+def _failed(error: PipelineError) -> State[Any]:
+    return Failed(name=state_name(error), message=str(error), data=error)
+
+
 def ends_in_state(function: Callable[P, T]) -> Callable[P, T | State[Any]]:
     """Make an expected error of a flow's or task's function its final state; bugs keep their traceback."""
 
@@ -41,7 +46,9 @@ def ends_in_state(function: Callable[P, T]) -> Callable[P, T | State[Any]]:
         try:
             return function(*args, **kwargs)
         except PipelineError as error:
-            return Failed(name=state_name(error), message=str(error), data=error)
+            return _failed(error)
+        except Terminated:
+            return _failed(Stopped())
 
     # Prefect makes the run form from the annotations, and would look their names up in this module.
     signature = inspect.signature(function, eval_str=True)
@@ -62,5 +69,5 @@ def stops_the_flow(called: Task[P, Any]) -> Callable[P, Any]:
 
 
 def may_go_on(task: Any, run: Any, state: State[Any]) -> bool:
-    """Say whether a failed stage is worth another try: only one that was preempted, and has saved its work."""
-    return state.name == Preempted.__name__
+    """Say whether a failed stage is worth another try: only one that was preempted by itself, and has saved its work."""
+    return state.name == Preempted.__name__ and not isinstance(state.data, Stopped)

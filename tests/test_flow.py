@@ -6,8 +6,11 @@ import logging
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -17,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from flows.changes import Changes, changes_of
 from flows.run_lock import is_held, only_run
 from flows.settings import DEFAULTS, prefect_defaults, running_server, server_note
+from flows.stops import Stopped, Terminated, sigterm_stops
 from tasks.errors import Preempted, Refused, StageError
 from tasks.paths import Paths
 from tests.project import COMMAND_LINE, STAGES, Project, make_project
@@ -34,7 +38,7 @@ def test_an_expected_error_is_a_state_of_its_own_name() -> None:
     from flows.states import ends_in_state, may_go_on
 
     @ends_in_state
-    def fails(error: Exception) -> None:
+    def fails(error: BaseException) -> None:
         raise error
 
     for error, name in (
@@ -46,6 +50,9 @@ def test_an_expected_error_is_a_state_of_its_own_name() -> None:
         assert state is not None
         assert (state.name, state.is_failed(), state.message) == (name, True, str(error))
         assert may_go_on(None, None, state) is (name == "Preempted")
+    stopped = fails(Terminated())
+    assert stopped is not None
+    assert (stopped.name, may_go_on(None, None, stopped)) == ("Preempted", False)
     with pytest.raises(ZeroDivisionError):
         fails(ZeroDivisionError())
 
@@ -66,6 +73,24 @@ def test_prefect_logs_an_expected_error_once(caplog: pytest.LogCaptureFixture) -
         "Finished in state Refused",
         "Task run failed with exception: a bug keeps its traceback",
     ]
+
+
+def test_one_sigterm_stops_and_a_second_does_not_disturb_what_cleans_up() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cleaned = []
+
+    @sigterm_stops()
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleaned.append(True)
+
+    with pytest.raises(Stopped, match="run it again to go on"):
+        work()
+    assert cleaned
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_changes_are_typed_and_named_by_field() -> None:
@@ -135,27 +160,59 @@ def start(project: Project) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_an_interrupted_run_ends_and_the_next_goes_on(project: Project, number: int, status: int) -> None:
-    project.change("epochs: 1", "epochs: 20")
-    run = start(project)
+def flow_states(project: Project) -> list[str]:
+    """Return how Prefect noted the end of each run."""
+    with closing(sqlite3.connect(project.root / ".retain" / "prefect" / "prefect.db")) as database:
+        return [name for (name,) in database.execute("SELECT state_name FROM flow_run")]
+
+
+def in_training(run: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Wait until a run trains; return the processes it has started: Prefect's server, the stage."""
     assert run.stdout is not None
     for line in run.stdout:
         if "epoch 1" in line:
             break
     family = psutil.Process(run.pid).children(recursive=True)
-    # Ctrl-C reaches every process of the terminal; a service manager's SIGTERM the one it started.
-    (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
+    assert any("temporary_server" in " ".join(child.cmdline()) for child in family)
+    return family
+
+
+# Ctrl-C reaches every process of the terminal, SIGTERM the one that was started or all: `timeout`, systemd.
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("number", "send", "status", "state"),
+    [
+        (signal.SIGINT, os.killpg, 130, "Crashed"),
+        (signal.SIGTERM, os.kill, 75, "Preempted"),
+        (signal.SIGTERM, os.killpg, 75, "Preempted"),
+    ],
+)
+def test_an_interrupted_run_ends_and_the_next_goes_on(
+    project: Project, number: int, send: Callable[[int, int], None], status: int, state: str
+) -> None:
+    project.change("epochs: 1", "epochs: 20")
+    run = start(project)
+    family = in_training(run)
+    send(run.pid, number)
     said, _ = run.communicate(timeout=60)
     assert run.returncode == status, said
     assert "Traceback" not in said
     assert "run it again to go on" in said
+    assert flow_states(project) == [state]
     assert [child for child in family if child.is_running() and child.status() != "zombie"] == []
     project.change("epochs: 20", "epochs: 2")
     again = project.retain("run", "tiny", "--no-register")
     ran = re.findall(r" - (\w+): executed", again.stderr + again.stdout)
     assert ran == list(STAGES[STAGES.index("finetune") :])
+
+
+@pytest.mark.e2e
+def test_a_killed_run_takes_its_stage_and_its_server_along(project: Project) -> None:
+    project.change("epochs: 1", "epochs: 100")
+    run = start(project)
+    family = in_training(run)
+    run.kill()
+    assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
 @pytest.mark.e2e
