@@ -24,7 +24,7 @@ from flows.console import find_root  # noqa: E402
 from flows.fetch import fetch_data  # noqa: E402
 from flows.publish import publish  # noqa: E402
 from flows.run_lock import IfRunning  # noqa: E402
-from flows.runs import FlowResult, Run, RunRefused, queue_for_gpu, started  # noqa: E402
+from flows.runs import FlowResult, Run, RunRefused, check_start, queue_for_gpu, started  # noqa: E402
 from flows.states import ends_in_state, may_go_on, stops_the_flow  # noqa: E402
 from flows.stops import sigterm_stops  # noqa: E402
 from flows.temporary_server import start_server  # noqa: E402
@@ -140,7 +140,11 @@ def run_recipe(
         KeyboardInterrupt: it was interrupted.
     """
     given = changes if isinstance(changes, Changes) else changes_of(changes or {})
-    with _in_folder(root or find_root()), sigterm_stops():
+    root = root or find_root()
+    with _in_folder(root), sigterm_stops():
+        check_start(
+            root, recipe, given.by_field() if given else {}
+        )  # the flow does too, after Prefect's start
         start_server()
         state: State[Any] = finetune(recipe, given, promote, register, repin, if_running, return_state=True)
         outcome: Any = state.result(raise_on_failure=False)

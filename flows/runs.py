@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,18 @@ from flows.build import Outcome, build_stage, check_listed, is_current, open_rep
 from flows.changes import Changes
 from flows.console import find_root
 from flows.gpu_queue import gpu_turn
+from flows.plan import changed_recipe
 from flows.progress import followed
 from flows.run_lock import IfRunning, only_run
 from flows.stops import sigterm_stops
-from flows.workspace import Workspace, commit_of, experiment_name, own_workspace, save_experiment
+from flows.workspace import (
+    Workspace,
+    check_committed,
+    commit_of,
+    experiment_name,
+    own_workspace,
+    save_experiment,
+)
 from tasks.errors import Refused
 from tasks.paths import Paths, registry_root
 from tasks.recipe import Recipe, load_recipe, recipe_path
@@ -167,6 +175,22 @@ class Run:
         return as_markdown(summarize(read_reports(self.paths), self.paths.recipe))
 
 
+def check_start(home: Path, recipe: str, fields: Mapping[str, Any]) -> None:
+    """Check what can be known of a run before anything is started, Prefect's server included.
+
+    Raises:
+        ConfigError: the recipe, the changes or the repository do not allow it.
+    """
+    load_recipe(recipe_path(home, recipe))
+    if fields:
+        check_committed(home)
+        changed_recipe(home, recipe, fields)
+        return  # it is listed in a workspace of its own
+    commit_of(home)
+    with open_repo(home) as repo:
+        check_listed(repo, recipe)
+
+
 @contextmanager
 def started(recipe: str, changes: Changes | None, if_running: IfRunning) -> Iterator[Run]:
     """Start a run in the checkout, or in a workspace of its own when it has changes; hold the recipe meanwhile.
@@ -178,9 +202,8 @@ def started(recipe: str, changes: Changes | None, if_running: IfRunning) -> Iter
     """
     home = find_root()
     fields = changes.by_field() if changes else {}
-    load_recipe(recipe_path(home, recipe))
+    check_start(home, recipe, fields)
     say = _logger().info
-    commit_of(home)
     name = experiment_name(_flow_run_name(), home) if fields else _flow_run_name()
     with ExitStack() as stack:
         if not _by_worker():  # which knows from SIGTERM what is to come of the run
@@ -190,7 +213,8 @@ def started(recipe: str, changes: Changes | None, if_running: IfRunning) -> Iter
         paths = Paths(root, recipe)
         stack.enter_context(only_run(paths, name, if_running, say))
         repo = stack.enter_context(open_repo(root))
-        check_listed(repo, recipe)
+        if workspace:
+            check_listed(repo, recipe)
         run = Run(name, repo, load_recipe(recipe_path(root, recipe)), paths, home, fields, say, workspace)
         if workspace:
             workspace.kept = True  # for inspection, until the run is saved

@@ -60,9 +60,8 @@ def main() -> None:
     )
     threading.Thread(target=_end_with, args=(parent, server), name="end-with-parent", daemon=True).start()
     server.run()
-    os._exit(
-        0
-    )  # as uvicorn by a signal: its threads have nothing left to do, and waiting for them takes seconds
+    # As a signal ends uvicorn: its threads have nothing left to do, and waiting for them takes seconds.
+    os._exit(0)
 
 
 def _end_with(parent: int, server: uvicorn.Server) -> None:

@@ -74,6 +74,22 @@ def uncommitted(root: Path) -> list[str]:
     return [line for line in found.splitlines() if line.strip()]
 
 
+def check_committed(root: Path) -> str:
+    """Return the commit that a run with changes starts from.
+
+    Raises:
+        ConfigError: there is none, or something that such a run depends on is not in it.
+    """
+    commit = commit_of(root)
+    if problems := uncommitted(root):
+        raise ConfigError(
+            f"A run with changes starts from the last commit ({commit[:10]}), and these are not in it. "
+            "Commit them, or put them back:",
+            problems,
+        )
+    return commit
+
+
 @dataclass
 class Workspace:
     """A working tree of a run's own."""
@@ -90,13 +106,7 @@ def own_workspace(home: Path, recipe: str, name: str, changes: Mapping[str, Any]
     Raises:
         ConfigError: there is no commit to start from, or uncommitted changes; or the changes make no valid recipe.
     """
-    commit = commit_of(home)
-    if problems := uncommitted(home):
-        raise ConfigError(
-            f"A run with changes starts from the last commit ({commit[:10]}), and these are not in it. "
-            "Commit them, or put them back:",
-            problems,
-        )
+    commit = check_committed(home)
     root = workspaces(home) / name
     if root.exists():
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,7 +22,7 @@ from flows.changes import Changes, changes_of
 from flows.run_lock import is_held, only_run
 from flows.settings import DEFAULTS, prefect_defaults, running_server, server_note
 from flows.stops import Stopped, Terminated, sigterm_stops
-from tasks.errors import Preempted, Refused, StageError
+from tasks.errors import ConfigError, Preempted, Refused, StageError
 from tasks.paths import Paths
 from tests.project import COMMAND_LINE, STAGES, Project, make_project
 
@@ -142,6 +143,34 @@ def test_a_recipe_is_held_and_let_go(tmp_path: Path) -> None:
         ):
             pass
     assert not is_held(lock)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fields", "words"),
+    [
+        ("tiney", {}, "Recipes here: tiny, unlisted."),
+        ("unlisted", {}, "list 'unlisted' under `recipes:` in params.yaml"),
+        ("tiny", {"finetune.epoch": 2}, "did you mean 'epochs'?"),
+        ("tiny", {"finetune.epochs": 2}, "?? tasks/mine.py"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_a_server_starts(
+    project: Project, monkeypatch: pytest.MonkeyPatch, recipe: str, fields: dict[str, int], words: str
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(project.root / ".retain" / "prefect"))
+    from flows import finetune as module
+
+    def start() -> None:
+        raise AssertionError("a server was started")
+
+    monkeypatch.setattr(module, "start_server", start)
+    shutil.copy(project.recipe(), project.recipe("unlisted"))
+    project.commit("Another recipe")
+    if fields == {"finetune.epochs": 2}:
+        (project.root / "tasks" / "mine.py").touch()
+    with pytest.raises(ConfigError) as caught:
+        module.run_recipe(recipe, changes=fields, root=project.root)
+    assert words in str(caught.value)
 
 
 # --- whole runs ----------------------------------------------------------------------------------------
