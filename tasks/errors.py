@@ -13,7 +13,8 @@ Everything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class PipelineError(Exception):
@@ -56,3 +57,9 @@ class Preempted(PipelineError):
     """The process was asked to stop and has saved its work."""
 
     exit_code = 75
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Return what ends the message on an unknown name: a question after the nearest known ones, if any is near."""
+    near = difflib.get_close_matches(name, list(known), n=most)
+    return f"; did you mean {' or '.join(near)}?" if near and name not in near else ""

@@ -8,13 +8,12 @@ them: better now than after the training. Alone: `python -m tasks gate <recipe>`
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.errors import ConfigError, Refused, StageError
+from tasks.errors import ConfigError, Refused, StageError, did_you_mean
 from tasks.forgetting.rule import equal_groups, examples_for_changes, fewest_examples, wider_margin
 from tasks.forgetting.suites import read_suite
 from tasks.paths import Paths
@@ -93,11 +92,9 @@ def _must_be_of_these_splits(schema: SplitSchema, validated: ValidateReport, che
 
 
 def _must_be_measured(bounds: dict[str, Bound], measures: dict[str, Measure]) -> None:
-    problems = []
-    for name in bounds:
-        if name not in measures:
-            near = difflib.get_close_matches(name, measures, n=1)
-            problems.append(f"gate.measures.{name}" + (f": did you mean {near[0]}?" if near else ""))
+    problems = [
+        f"gate.measures.{name}{did_you_mean(name, measures)}" for name in bounds if name not in measures
+    ]
     if problems:
         known = ", ".join(name for name in measures if name != FAILED_EXPECTATIONS)
         raise ConfigError(

@@ -6,7 +6,6 @@ is its documentation everywhere: here, in `retain init`, and in the form of the 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, did_you_mean
 from tasks.rates import TOO_HIGH, USUAL_RATES
 
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
@@ -970,5 +969,4 @@ def _like(name: str) -> str:
     fields = {
         field.alias or own for kind in Section.__subclasses__() for own, field in kind.model_fields.items()
     }
-    near = difflib.get_close_matches(name, fields, n=1)
-    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
+    return did_you_mean(name, fields)

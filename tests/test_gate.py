@@ -157,7 +157,7 @@ def test_bounds_on_unknown_measures_are_all_listed_with_the_known_ones(paths: Pa
     measured(paths, copies=0.1, diversity=0.5)
     with pytest.raises(ConfigError, match=r"it takes: copies, diversity$") as caught:
         gate(bounds(copy=COPIES, zebra=COPIES, diversity=DIVERSITY), {}, RULE, paths=paths)
-    assert caught.value.problems[:2] == ["gate.measures.copy: did you mean copies?", "gate.measures.zebra"]
+    assert caught.value.problems[:2] == ["gate.measures.copy; did you mean copies?", "gate.measures.zebra"]
     assert not paths.passport.exists()
 
 

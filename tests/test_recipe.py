@@ -170,7 +170,7 @@ def test_a_name_that_would_leave_the_folder_is_refused(tmp_path: Path) -> None:
         ),
         (
             changed(finetune={"lerning_rate": 1}),
-            "lerning_rate: there is no such field; did you mean 'learning_rate'",
+            "lerning_rate: there is no such field; did you mean learning_rate?",
         ),
         (changed(finetune={"zzz": 1}), r"finetune\.zzz: there is no such field \(given: 1\)"),
         (

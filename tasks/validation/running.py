@@ -8,7 +8,6 @@ contents are kept as digests of 128 bits. *Shape*: names and types of columns, t
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from tasks.errors import ConfigError, StageError
+from tasks.errors import ConfigError, StageError, did_you_mean
 from tasks.progress_lines import ProgressLines
 from tasks.validation.columns import Rows
 from tasks.validation.rules import Rule
@@ -276,8 +275,7 @@ def _expectation(rule: Rule, position: int) -> Any:
     try:
         kind = get_expectation_impl(rule.type)
     except ExpectationNotFoundError:
-        near = difflib.get_close_matches(rule.type, list_registered_expectation_implementations(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(rule.type, list_registered_expectation_implementations(), most=3)
         raise ValueError(f"Great Expectations has no expectation of this name{hint}") from None
     if reserved := {"id", "meta", "batch_id"} & set(rule.arguments):
         raise ValueError(f"{', '.join(sorted(reserved))}: set by the pipeline, leave it out")
