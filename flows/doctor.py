@@ -126,7 +126,7 @@ def _git(root: Path) -> Iterator[Finding]:
         remedy = "commit them before a run with --set, which works on a commit"
         yield Finding("warn", "git", f"{len(changed)} uncommitted change(s)", remedy)
     else:
-        yield Finding("ok", "git", (_run("git", "--version") or "").removeprefix("git version "))
+        yield Finding("ok", "git", (_run("git", "--version") or "").strip().removeprefix("git version "))
 
 
 def _dvc(root: Path) -> Iterator[Finding]:

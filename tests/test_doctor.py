@@ -19,6 +19,7 @@ from flows.doctor import (
     judge_torch,
     judge_versions,
 )
+from tests.project import make_project
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,14 @@ def test_a_server_that_answers_and_one_that_does_not(server: str) -> None:
     silent = judge_server("http://127.0.0.1:1/api")
     assert silent.level == "bad"
     assert "make serve" in silent.remedy
+
+
+def test_each_finding_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.doctor._torch", lambda root: iter(()))
+    monkeypatch.setattr("flows.doctor._prefect", lambda root: iter(()))
+    found = list(examine(make_project(tmp_path / "a project", stand_ins=True).root))
+    assert ("ok", "git") in [(finding.level, finding.subject) for finding in found]
+    assert [finding for finding in found if "\n" in finding.text + finding.remedy] == []
 
 
 def test_an_empty_folder_is_examined_without_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
