@@ -5,7 +5,6 @@ Exit status: 0 released or nothing to do, 1 an error the user can act on, 2 usag
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shlex
@@ -19,7 +18,7 @@ import typer
 from flows import release_commands
 from flows.console import duration, find_root, parse_settings, say, say_json, say_markdown, say_table
 from tasks.errors import ConfigError, PipelineError, StageError
-from tasks.files import disk_full
+from tasks.files import disk_full, system_says
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,13 +62,10 @@ def main() -> None:
         print(f"retain: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
-            print(f"retain: {error.filename}: {error.strerror}. Change its rights or owner.", file=sys.stderr)
-            sys.exit(1)
-        if not (said := disk_full(error)):
+        if not (said := system_says(error)):
             raise
-        print(f"retain: {said}. Make room (`retain clean`) and run it again.", file=sys.stderr)
-        sys.exit(1)
+        print(f"retain: {said}", file=sys.stderr)
+        sys.exit(PipelineError.exit_code)
 
 
 def _enter_root() -> Path:

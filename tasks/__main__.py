@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from tasks.errors import PipelineError, Preempted
-from tasks.files import disk_full, write_text
+from tasks.files import system_says, write_text
 from tasks.paths import Paths
 from tasks.recipe import NAME_PATTERN, load_recipe, recipe_path
 from tasks.stage_log import end_with_parent, keep_log
@@ -47,15 +47,10 @@ def _exit_status(stage: str, name: str) -> int:
         print(f"{stage}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        if not (said := disk_full(error)):
+        if not (said := system_says(error)):
             raise
-        place = getattr(error, "filename", None) or Path.cwd()
-        print(
-            f"{stage}: {said} ({place}). Nothing half-written is kept: make room "
-            "(`retain clean` lists what runs left behind) and run it again.",
-            file=sys.stderr,
-        )
-        return 1
+        print(f"{stage}: {said}", file=sys.stderr)
+        return PipelineError.exit_code
     except _Stopped:
         print(f"{stage}: asked to stop (SIGTERM); run it again to go on", file=sys.stderr)
         return Preempted.exit_code

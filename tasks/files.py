@@ -15,6 +15,11 @@ from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says when there is no room for a file."""
+FORBIDDEN = {
+    errno.EACCES: "Change its rights or owner.",
+    errno.EROFS: "Make its file system writable, or use another.",
+}
+"""What the system says when a file may not be touched, and what helps."""
 
 
 @contextmanager
@@ -69,6 +74,19 @@ def disk_full(error: BaseException) -> str:
             if getattr(cause, "errno", None) == code or os.strerror(code) in str(cause):
                 return os.strerror(code)
         cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def system_says(error: BaseException) -> str:
+    """Return what the system refused and what to do about it, if that is why `error` was raised, else an empty string."""
+    place = getattr(error, "filename", None)
+    if said := disk_full(error):
+        return (
+            f"{said} ({place or Path.cwd()}). Nothing half-written is kept: make room "
+            "(`retain clean` lists what runs left behind) and run it again."
+        )
+    if place and isinstance(error, OSError) and error.errno in FORBIDDEN:
+        return f"{place}: {error.strerror}. {FORBIDDEN[error.errno]}"
     return ""
 
 

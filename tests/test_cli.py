@@ -17,6 +17,7 @@ from flows.console import duration, find_root, parse_settings, say_table
 from flows.kept_runs import KeptRun
 from flows.plan import Plan, PlannedStage
 from tasks import errors
+from tasks.files import FORBIDDEN
 from tasks.paths import Paths
 from tasks.reports import write_report
 from tests.conftest import Run
@@ -121,7 +122,7 @@ def test_a_folder_that_may_not_be_written_is_no_bug(
     monkeypatch.setattr("flows.plan.make_plan", fail)
     status, _, err = retain("plan", "sentiment")
     assert status == 1
-    assert err == f"retain: data/raw: {os.strerror(code)}. Change its rights or owner.\n"
+    assert err == f"retain: data/raw: {os.strerror(code)}. {FORBIDDEN[code]}\n"
 
 
 def test_a_bug_keeps_its_traceback(repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch) -> None:

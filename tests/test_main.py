@@ -49,6 +49,12 @@ def wrapped() -> Exception:
         (OSError(errno.ENOSPC, NO_SPACE, "x.parquet"), 1, f"prepare: {NO_SPACE} (x.parquet). Nothing half-"),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 1, f"prepare: {os.strerror(errno.EDQUOT)} ("),
         (shutil.Error([("a", "b", f"[Errno 28] {NO_SPACE}: 'b'")]), 1, f"prepare: {NO_SPACE} ("),
+        (PermissionError(errno.EACCES, "No", "raw"), 1, "prepare: raw: No. Change its rights or owner.\n"),
+        (
+            OSError(errno.EROFS, "No", "raw"),
+            1,
+            "prepare: raw: No. Make its file system writable, or use another.\n",
+        ),
         (wrapped(), 1, "make room (`retain clean` lists what runs left behind) and run it again."),
     ],
 )
@@ -121,4 +127,7 @@ def test_the_command_line_says_a_full_disk_too(
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 1
-    assert f"retain: {NO_SPACE}. Make room" in capsys.readouterr().err
+    assert (
+        f"retain: {NO_SPACE} ({Path.cwd()}). Nothing half-written is kept: make room"
+        in capsys.readouterr().err
+    )
