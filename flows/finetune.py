@@ -25,7 +25,7 @@ from flows.fetch import fetch_data  # noqa: E402
 from flows.publish import publish  # noqa: E402
 from flows.run_lock import IfRunning  # noqa: E402
 from flows.runs import FlowResult, Run, RunRefused, check_start, queue_for_gpu, started  # noqa: E402
-from flows.states import ends_in_state, may_go_on, stops_the_flow  # noqa: E402
+from flows.states import ends_in_state, may_go_on, reason_left_to_the_end, stops_the_flow  # noqa: E402
 from flows.stops import sigterm_stops  # noqa: E402
 from flows.temporary_server import start_server  # noqa: E402
 from tasks.errors import Refused  # noqa: E402
@@ -146,7 +146,10 @@ def run_recipe(
             root, recipe, given.by_field() if given else {}
         )  # the flow does too, after Prefect's start
         start_server()
-        state: State[Any] = finetune(recipe, given, promote, register, repin, if_running, return_state=True)
+        with reason_left_to_the_end():
+            state: State[Any] = finetune(
+                recipe, given, promote, register, repin, if_running, return_state=True
+            )
         outcome: Any = state.result(raise_on_failure=False)
     if isinstance(outcome, RunRefused):
         return outcome.result

@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Failed, State
 
 from flows.stops import Stopped, Terminated
-from tasks.errors import PipelineError, Preempted, Refused
+from tasks.errors import PipelineError, Preempted, Refused, StageError
+from tasks.files import system_says
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,6 +28,31 @@ def _says_more(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("prefect.task_runs").addFilter(_says_more)
+
+
+ENDED = re.compile(r"Finished in state (Refused|Preempted|Failed)\(")
+
+
+@contextmanager
+def reason_left_to_the_end() -> Iterator[None]:
+    """Keep from the terminal how task and flow failed: the command line says it, once, as its last word.
+
+    The logs and states that Prefect's UI shows stay as they are.
+    """
+    consoles = [
+        handler for handler in logging.getLogger().handlers if isinstance(handler, PrefectConsoleHandler)
+    ]
+    for console in consoles:
+        console.addFilter(_is_no_end)
+    try:
+        yield
+    finally:
+        for console in consoles:
+            console.removeFilter(_is_no_end)
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    return not ENDED.match(record.getMessage())
 
 
 def state_name(error: PipelineError) -> str:
@@ -49,6 +78,10 @@ def ends_in_state(function: Callable[P, T]) -> Callable[P, T | State[Any]]:
             return _failed(error)
         except Terminated:
             return _failed(Stopped())
+        except Exception as error:
+            if not (said := system_says(error)):
+                raise
+            return _failed(StageError(said))
 
     # Prefect makes the run form from the annotations, and would look their names up in this module.
     signature = inspect.signature(function, eval_str=True)

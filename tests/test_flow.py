@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import re
@@ -54,6 +56,10 @@ def test_an_expected_error_is_a_state_of_its_own_name() -> None:
     stopped = fails(Terminated())
     assert stopped is not None
     assert (stopped.name, may_go_on(None, None, stopped)) == ("Preempted", False)
+    full = fails(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.parquet"))
+    assert full is not None
+    assert full.name == "Failed"
+    assert full.message.startswith("No space left on device (x.parquet). Nothing half-written is kept")
     with pytest.raises(ZeroDivisionError):
         fails(ZeroDivisionError())
 
@@ -74,6 +80,26 @@ def test_prefect_logs_an_expected_error_once(caplog: pytest.LogCaptureFixture) -
         "Finished in state Refused",
         "Task run failed with exception: a bug keeps its traceback",
     ]
+
+
+@pytest.mark.filterwarnings("ignore:.*without a flow run id")
+def test_the_terminal_leaves_the_reason_to_the_command_line(caplog: pytest.LogCaptureFixture) -> None:
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    from flows.states import reason_left_to_the_end
+
+    written = io.StringIO()
+    console = PrefectConsoleHandler(stream=written)
+    logging.getLogger().addHandler(console)
+    try:
+        with caplog.at_level("INFO", "prefect.task_runs"), reason_left_to_the_end():
+            for state in ("Failed('a')", "Refused('b', type=FAILED)", "Crashed('c')", "Completed()"):
+                logging.getLogger("prefect.task_runs").error("Finished in state %s", state)
+    finally:
+        logging.getLogger().removeHandler(console)
+    assert re.findall(r"state (\w+)", written.getvalue()) == ["Crashed", "Completed"]
+    assert len(caplog.records) == 4, "Prefect keeps them all"
+    assert console.filters == []
 
 
 def test_one_sigterm_stops_and_a_second_does_not_disturb_what_cleans_up() -> None:
@@ -150,7 +176,7 @@ def test_a_recipe_is_held_and_let_go(tmp_path: Path) -> None:
     [
         ("tiney", {}, "Recipes here: tiny, unlisted."),
         ("unlisted", {}, "list 'unlisted' under `recipes:` in params.yaml"),
-        ("tiny", {"finetune.epoch": 2}, "did you mean 'epochs'?"),
+        ("tiny", {"finetune.epoch": 2}, "did you mean epochs?"),
         ("tiny", {"finetune.epochs": 2}, "?? tasks/mine.py"),
     ],
 )
@@ -250,7 +276,8 @@ def test_a_gate_that_refuses_ends_the_flow(project: Project) -> None:
     done = project.retain("run", "tiny", check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 3
-    assert "Finished in state Refused(" in said
+    assert flow_states(project) == ["Refused"]
+    assert said.count("The data may not train:") == 1, "in the stage's log; the summary has the reasons"
     assert "retain: refused (GATE): tiny was not released." in said
     assert "finetune begins" not in said
     assert said.count("gate begins") == 1, "never tried again"
@@ -271,6 +298,9 @@ def test_a_failed_stage_ends_the_flow_without_a_traceback_and_a_bug_with_its_own
     done = project.retain("run", "tiny", check=False)
     assert done.returncode == 1
     assert "retain: finetune: the loss is not finite\n  - step 3\n  - step 4\n" in done.stderr
+    assert (done.stdout + done.stderr).count("the loss is not finite") == 2, (
+        "in the stage's log and at the end"
+    )
     assert "Traceback" not in done.stdout + done.stderr
     assert "merge begins" not in done.stdout + done.stderr
     project.change("batch_size: 13", "batch_size: 14")
