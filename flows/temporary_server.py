@@ -7,6 +7,7 @@ which Prefect lets send SIGTERM when it exits. When that process is gone without
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -35,15 +36,20 @@ def start_server() -> None:
 def _run(server: SubprocessASGIServer) -> subprocess.Popen[bytes]:
     from prefect.settings import get_current_settings
 
-    settings = get_current_settings().to_environment_variables(exclude_unset=True)
     marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    # The mask is inherited: not even a signal that comes while the server's Python starts can end it.
+    # The mask is inherited: not even a signal that comes while the server's Python starts can end it. Here it keeps
+    # pydantic, which writes the settings, from making an error of its own of Ctrl-C.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
     try:
-        return subprocess.Popen(
+        settings = get_current_settings().to_environment_variables(exclude_unset=True)
+        process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(os.getpid()), str(server.port)],
             env={**os.environ, **marks, **settings},
         )
+        atexit.register(
+            process.kill
+        )  # should Ctrl-C come before Prefect knows of it; else it has ended by then
+        return process
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

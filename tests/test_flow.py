@@ -102,6 +102,33 @@ def test_the_terminal_leaves_the_reason_to_the_command_line(caplog: pytest.LogCa
     assert console.filters == []
 
 
+def test_ctrl_c_while_the_server_is_started_is_no_error_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import Settings
+
+    from flows import temporary_server
+
+    started = []
+
+    def interrupted(*_: object, **__: object) -> dict[str, str]:
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    monkeypatch.setattr(Settings, "to_environment_variables", interrupted)
+    process = subprocess.CompletedProcess([], 0)
+    process.kill = started.clear  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        temporary_server.subprocess, "Popen", lambda command, env: started.append(command) or process
+    )
+    at_exit = []
+    monkeypatch.setattr(temporary_server.atexit, "register", at_exit.append)
+    with pytest.raises(KeyboardInterrupt):
+        temporary_server._run(SubprocessASGIServer(port=1))
+    assert started, "it comes when the server has been started"
+    assert at_exit == [started.clear], "which is ended with this process, though Prefect does not know of it"
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
 def test_one_sigterm_stops_and_a_second_does_not_disturb_what_cleans_up() -> None:
     before = signal.getsignal(signal.SIGTERM)
     cleaned = []
