@@ -231,10 +231,13 @@ class AlphaOutcome(Part):
     """The task's metric."""
     gain: float
     """Over α = 0."""
+    log_likelihood_gain: float | None = None
+    """How much likelier the labels of validation are than at α = 0, in nats a row, each model being as sure as fits it
+    best. Of mixtures that gain it orders which is taken. null: the task has no labels, and `gain` orders them."""
     suites: list[SuiteOutcome]
     """Empty where only validation was looked at."""
     within_budget: bool | None
-    """null where only validation was looked at: it gains no more than the chosen one, so no benchmark was asked."""
+    """null where only validation was looked at: the chosen one is before it in the order, so no benchmark was asked."""
     blocked_by: list[str]
     """Suites whose loss leaves no room."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks.errors import Refused, StageError
 from tasks.files import write_text
+from tasks.forgetting.way import rank
 from tasks.paths import Paths
 from tasks.recipe import Finetune
 
@@ -28,6 +29,8 @@ class Trial:
     """`complete`, `pruned`, or `failed: ` and the reason."""
     gain: float | None = None
     """On validation, of the chosen mixture, over where tuning started."""
+    log_likelihood_gain: float | None = None
+    """Likewise; it orders the trials of tasks with labels (`tasks/forgetting/way.py`)."""
     alpha: float | None = None
     path: str | None = None
     tuned_gain: float | None = None
@@ -59,15 +62,18 @@ class Trial:
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Sort trials: the greatest gain within the budget first, of equals that nearest to its base; unended ones last."""
-    return sorted(
-        trials,
-        key=lambda trial: (trial.gain is None, -(trial.gain or 0.0), trial.alpha or 0.0, trial.number),
-    )
+    """Sort trials as `merge` orders mixtures within the budget, the best first; unended ones last."""
+
+    def place(trial: Trial) -> tuple[Any, ...]:
+        if trial.gain is None:
+            return False, False, 0.0, 0.0, -trial.number
+        return True, *rank(trial.gain, trial.log_likelihood_gain, trial.alpha or 0.0), -trial.number
+
+    return sorted(trials, key=place, reverse=True)
 
 
 def winner(trials: Sequence[Trial], margins: Mapping[str, float]) -> Trial:
-    """Return the trial that gained most within the budget; `margins` are what each gating suite may lose.
+    """Return the best trial that gained within the budget; `margins` are what each gating suite may lose.
 
     Raises:
         Refused: none gained anything; the message says what each kind of trial fell at, and what would help.

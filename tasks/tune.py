@@ -1,8 +1,8 @@
 """tune: search for the best model that forgets at most what the budget allows.
 
-Trials train in this process, on the splits that the gate has cleared, and are judged as `merge` judges: by the gain on
-validation of the best mixture that stays within the budget on the *selection* halves. The report halves and the test
-split are never looked at, so the winner still has to pass as any other run. Optuna (Akiba et al. 2019) samples and
+Trials train in this process, on the splits that the gate has cleared, and are judged as `merge` judges: by what
+validation says of the best mixture that stays within the budget on the *selection* halves. The report halves and the
+test split are never looked at, so the winner still has to pass as any other run. Optuna (Akiba et al. 2019) samples and
 prunes; its journal lies in the recipe's scratch folder, and a trial's checkpoints beside it, so that a search that was
 stopped or killed goes on in the middle of the trial where it stood. Writes `trials.json` there. Alone, once `gate` has
 run: `python -m tasks.tune <recipe> [trials]`.
@@ -149,7 +149,7 @@ class _Attempt:
         self.kind = family(self.schema.task)
 
     def run(self, trial: Any, section: Tune) -> float:
-        """Train once, search the way back to the base, and return the gain within the budget."""
+        """Train once, search the way back to the base, and return what orders what is chosen within the budget."""
         import optuna
 
         changes = sample(trial, section, self.recipe)
@@ -203,6 +203,8 @@ class _Attempt:
         said = {
             "alpha": chosen.alpha,
             "path": chosen.path,
+            "gain": chosen.gain,
+            "log_likelihood_gain": chosen.log_likelihood_gain,
             "tuned_gain": whole.gain,
             "losses": self._gating(whole),
             "kept": self._gating(chosen),
@@ -210,7 +212,7 @@ class _Attempt:
         }
         for name, value in said.items():
             trial.set_user_attr(name, value)
-        return chosen.gain
+        return chosen.gain if chosen.log_likelihood_gain is None else chosen.log_likelihood_gain
 
     def _gating(self, outcome: reports.AlphaOutcome) -> dict[str, float]:
         return {suite.name: suite.loss for suite in outcome.suites if self.recipe.budget[suite.name].margin}
@@ -292,7 +294,8 @@ def _as_trial(trial: Any) -> Trial:
         number=trial.number,
         changes=said.get("changes", {}),
         state=state,
-        gain=trial.value,
+        gain=said.get("gain"),
+        log_likelihood_gain=said.get("log_likelihood_gain"),
         alpha=said.get("alpha"),
         path=said.get("path"),
         tuned_gain=said.get("tuned_gain"),

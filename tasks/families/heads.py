@@ -18,6 +18,7 @@ from torch.nn import functional
 from tasks.errors import StageError
 from tasks.families import DESCRIPTION
 from tasks.families.interface import Measured
+from tasks.measures.calibration import calibrated_losses
 from tasks.recipe import UNLABELLED
 from tasks.tables import has_label_lists, indicators
 
@@ -92,13 +93,14 @@ def cross_entropy(logits: Tensor, labels: Targets, weights: Tensor | None) -> Te
 
 
 def measured(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Measured:
-    """Return cross-entropy and correctness of logits `(rows, classes)`, one a row."""
+    """Return cross-entropy, correctness and calibrated cross-entropy of logits `(rows, classes)`, one a row."""
     likelihood = log_shares(logits)
     said = likelihood.argmax(axis=1)
     return Measured(
         -likelihood[np.arange(len(labels)), labels],
         (said == labels).astype(np.float64),
         said.astype(np.int64),
+        calibrated_losses(likelihood, labels),
     )
 
 
@@ -128,7 +130,9 @@ def measured_lists(logits: NDArray[np.float32], truth: NDArray[np.float32], thre
     either = truth.sum(axis=1) + said.sum(axis=1)
     hits = 2 * (truth * said).sum(axis=1)
     outcomes = np.divide(hits, either, out=np.ones(len(truth)), where=either > 0)
-    return Measured(losses.mean(axis=1), outcomes, said)
+    yes_or_no = np.stack([np.zeros_like(scores), scores], axis=-1).reshape(-1, 2)
+    calibrated = calibrated_losses(yes_or_no, truth.astype(np.int64).ravel()).reshape(scores.shape)
+    return Measured(losses.mean(axis=1), outcomes, said, calibrated.mean(axis=1))
 
 
 def said_of(logits: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:

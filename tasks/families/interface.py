@@ -60,6 +60,8 @@ class Measured:
     """The task's metric, an example each; higher is better, `(rows,)`."""
     predictions: NDArray[np.int64] | None = None
     """Label indices, `(rows,)`, where the task has labels."""
+    calibrated: NDArray[np.float64] | None = None
+    """Cross-entropy at the temperature that fits these rows best, in nats, `(rows,)`, where the task has labels."""
 
     @property
     def loss(self) -> float:
@@ -70,6 +72,11 @@ class Measured:
     def score(self) -> float:
         """Mean outcome."""
         return float(self.outcomes.mean())
+
+    @property
+    def log_likelihood(self) -> float | None:
+        """Mean log-likelihood of the labels, each model being as sure as fits it best; None without labels."""
+        return None if self.calibrated is None else -float(self.calibrated.mean())
 
 
 class Embedder(ABC):

@@ -208,8 +208,7 @@ class SentenceEncoder(Model):
         """Measure each row's outcome; its loss is what it falls short of the best."""
         vectors = self.encode(table["text"].tolist(), max_length=self.max_length)
         if self.labels:
-            found = heads.measured(self._similarity(vectors) / self.temperature, heads.class_indices(table))
-            return Measured(found.losses, found.outcomes, found.predictions)
+            return heads.measured(self._similarity(vectors) / self.temperature, heads.class_indices(table))
         others = self.encode(table["positive"].tolist(), max_length=self.max_length)
         if "score" in table:
             outcomes = correlation_terms((vectors * others).sum(axis=1), table["score"].to_numpy(np.float64))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from tasks.tables import table_fingerprint
 
 log = logging.getLogger(__name__)
 
-MEASURED_AS = 1
+MEASURED_AS = 2
 """Raise it when a change of the code changes what is measured of the same model and examples."""
+MEASURED = [field.name for field in fields(Measured)]
 SHOWN = 5
 """Examples that an error names."""
 
@@ -78,11 +80,11 @@ def kept_measure(model: Model, rows: pd.DataFrame) -> Measured:
     def measure() -> Arrays:
         found = model.measure(rows)
         must_be_finite(found.outcomes, rows["id"].astype(str).tolist(), f"the task ({model.metric})")
-        arrays = {"losses": found.losses, "outcomes": found.outcomes, "predictions": found.predictions}
+        arrays = {name: getattr(found, name) for name in MEASURED}
         return {name: values for name, values in arrays.items() if values is not None}
 
     found = kept(path, len(rows), measure)
-    return Measured(found["losses"], found["outcomes"], found.get("predictions"))
+    return Measured(**{name: found.get(name) for name in MEASURED})  # type: ignore[arg-type]
 
 
 def must_be_finite(outcomes: NDArray[np.float64], ids: list[str], what: str) -> None:

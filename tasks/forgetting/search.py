@@ -187,15 +187,19 @@ class Search:
     def _look(self, point: Point) -> reports.AlphaOutcome:
         """Ask validation alone."""
         path, alpha = point
-        score = start = self._start_measured.score
+        found = start = self._start_measured
         if point != BASE:
-            score = task_measure(self.model(path, alpha), self.tables["validation"], self.settings).score
-        log.info("%s α = %g: validation %s %.4f", path, alpha, self.metric, score)
+            found = task_measure(self.model(path, alpha), self.tables["validation"], self.settings)
+        log.info("%s α = %g: validation %s %.4f", path, alpha, self.metric, found.score)
+        likelier = None
+        if found.log_likelihood is not None and start.log_likelihood is not None:
+            likelier = found.log_likelihood - start.log_likelihood
         return reports.AlphaOutcome(
             path=path,
             alpha=alpha,
-            validation_score=score,
-            gain=score - start,
+            validation_score=found.score,
+            gain=found.score - start.score,
+            log_likelihood_gain=likelier,
             suites=[],
             within_budget=None,
             blocked_by=[],

@@ -25,7 +25,8 @@ def task_measure(model: Model, rows: pd.DataFrame, section: Evaluate) -> Measure
     """Measure a model on labelled rows of its task, or return what was measured of it before.
 
     Its outcomes are in the recipe's metric. Those of macro-F1 are a term a row (`macro_f1_terms`), whose mean is the
-    metric, so that base and candidate are compared in pairs as in any other.
+    metric, so that base and candidate are compared in pairs as in any other. In the log-likelihood, too, every class
+    counts the same then.
 
     Raises:
         StageError: the model predicts no labels, of which a metric by class could be made.
@@ -35,8 +36,13 @@ def task_measure(model: Model, rows: pd.DataFrame, section: Evaluate) -> Measure
         return measured
     if measured.predictions is None:
         raise StageError(f"evaluate.metric is {section.metric}, but a {model.task} model predicts no labels.")
-    terms = macro_f1_terms(truth_of(rows, len(model.labels)), measured.predictions, len(model.labels))
-    return replace(measured, outcomes=terms)
+    truth = truth_of(rows, len(model.labels))
+    terms = macro_f1_terms(truth, measured.predictions, len(model.labels))
+    calibrated = measured.calibrated
+    if calibrated is not None and truth.ndim == 1:
+        counts = np.bincount(truth, minlength=len(model.labels))
+        calibrated = calibrated * len(truth) / ((counts > 0).sum() * counts[truth])
+    return replace(measured, outcomes=terms, calibrated=calibrated)
 
 
 def truth_of(rows: pd.DataFrame, classes: int) -> NDArray[np.int64]:

@@ -11,11 +11,14 @@ Both end in the tuned model at α = 1; `wise-ft` begins at the base. Three steps
    and only where the tuned model itself is over the budget.
 2. *A look below it.* Gain does not rise so: the best α is often a smaller one (Wortsman et al. 2022). At most `LOOKS`
    values of the grid, evenly spread between the base and that α, are looked at on the validation split alone. Evenly,
-   because that takes nothing for granted of the curve; few, because validation cannot tell neighbours apart, and the
+   because that takes nothing for granted of the curve; few, because validation tells neighbours apart poorly, and the
    more are compared, the more of the best one's gain is luck.
 3. *Confirmation.* What would win is measured on the benchmarks; where it is over the budget, the next best is.
 
-Of equal gains the α nearest to the base wins: so a difference that luck made costs little, and forgets less.
+*Which is best?* Of mixtures whose metric rises on validation, the one under which the labels are likeliest, each being as
+sure as fits it best (`tasks/measures/calibration.py`). A few hundred rows cannot tell the accuracy of neighbours; their
+log-likelihood ranks the test accuracy far better (docs/forgetting.md). Without labels the metric itself decides: where it
+is a log-likelihood already, say. Of equals the α nearest to the base wins.
 """
 
 from __future__ import annotations
@@ -34,12 +37,17 @@ Try = Callable[[Point], AlphaOutcome]
 
 
 def choose(outcomes: Sequence[AlphaOutcome]) -> AlphaOutcome:
-    """Return the outcome with the greatest gain within the budget; of equals, the one nearest to the base."""
+    """Return the first in the order of what is within the budget; the base, where nothing within it gains."""
     return max((outcome for outcome in outcomes if outcome.within_budget), key=_rank)
 
 
-def _rank(outcome: AlphaOutcome) -> tuple[float, float, bool]:
-    return outcome.gain, -outcome.alpha, outcome.path == BASE[0]
+def rank(gain: float, log_likelihood_gain: float | None, alpha: float) -> tuple[bool, float, float]:
+    """Return the place of a mixture among others of its task, the best last."""
+    return gain > 0, gain if log_likelihood_gain is None else log_likelihood_gain, -alpha
+
+
+def _rank(outcome: AlphaOutcome) -> tuple[bool, float, float, bool]:
+    return *rank(outcome.gain, outcome.log_likelihood_gain, outcome.alpha), outcome.path == BASE[0]
 
 
 def walk(section: Merge, measure: Try, look: Try, looks: int = LOOKS) -> list[AlphaOutcome]:

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.measures.calibration import temperature, tempered
 from tasks.measures.labels import ProbeOutcome, fit, folds, log_probabilities
 from tasks.measures.rectified import Z, variance_of_mean
 
-TEMPERATURES = np.geomspace(0.2, 20, 60)
 DISAGREEMENT_WEIGHT = 0.45
 BETWEEN_SHIFTS = 0.06
 """Standard deviation of what the estimate misses from one shift to another, sampling apart."""
@@ -85,18 +85,6 @@ class Expected:
 def calibrated(scores: NDArray[np.float64], column: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return probabilities, (rows, classes), at the temperature that fits the labels (as columns) best."""
     return tempered(scores, temperature(scores, column))
-
-
-def temperature(scores: NDArray[np.float64], column: NDArray[np.int64]) -> float:
-    """Return the temperature at which scores (rows, classes) fit the labels best (Guo et al. 2017)."""
-    rows = np.arange(len(column))
-    losses = [float(-_tempered(scores, float(t))[rows, column].mean()) for t in TEMPERATURES]
-    return float(TEMPERATURES[int(np.argmin(losses))])
-
-
-def tempered(scores: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Return probabilities, (rows, classes), of scores at a temperature."""
-    return np.exp(_tempered(scores, temperature))
 
 
 def study(
@@ -248,9 +236,3 @@ def _regions(vectors: Vectors, column: NDArray[np.int64], seed: int) -> Iterator
             model = KMeans(count, n_init=1, random_state=seed * CLUSTERINGS + repeat)
             cluster = model.fit_predict(centred)
             yield from (cluster == number for number in range(count))
-
-
-def _tempered(scores: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    cooled = scores / temperature
-    shifted = cooled - cooled.max(axis=1, keepdims=True)
-    return shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))

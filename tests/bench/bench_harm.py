@@ -19,6 +19,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from tasks.measures import harm, labels
+from tasks.measures.calibration import tempered
 from tasks.measures.rectified import rectified_accuracy
 from tests.bench.figures import Figure, publish
 from tests.bench.left_out import OUR_FORM, chosen_without, with_regions
@@ -114,8 +115,8 @@ def _measured(
         home.vectors,
         target.vectors,
         known.column,
-        harm.tempered(known.outcome.scores, heat),
-        harm.tempered(scores, heat),
+        tempered(known.outcome.scores, heat),
+        tempered(scores, heat),
         seed,
     )
     labelled = np.random.default_rng(seed).permutation(len(right)) < LABELLED_ROWS

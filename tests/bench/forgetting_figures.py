@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.files import write_text
+from tasks.forgetting.way import rank
 from tasks.recipe import load_recipe, recipe_path
 from tests.bench.figures import ROOT, Figure, publish
 from tests.bench.forgetting_cases import CASES, METHODS, Case
 from tests.bench.front import Spot, draw_front
 
 OURS, FREE = "Retain", "no budget"
-"""Who takes what gained most on validation of a seed's trainings: of mixtures within the budget, or of tuned models."""
+"""Who takes the best by validation of a seed's trainings: of mixtures within the budget, or of tuned models."""
 PLAN = 0.8
 """Share of the chosen mixtures that the report halves are to confirm: `decide.power` of the recipes."""
 FEWEST_JUDGED = 20
@@ -37,6 +38,8 @@ class Found:
     """The worst loss, as a share of its margin."""
     path: str
     alpha: float
+    log_likelihood: float | None = None
+    """Gain in calibrated log-likelihood on validation, in nats a row; null: the task has no labels."""
     confirmed: bool | None = None
     """Whether the report halves show, with the recipe's confidence, that every margin was kept. null: of a training from
     before this was asked."""
@@ -56,7 +59,7 @@ class Result:
     """CPU time of the search for the mixture."""
     tuned: Found
     within: Found
-    """The mixture with the base that gained most within the budget on the selection halves."""
+    """The mixture with the base that is best by validation within the budget on the selection halves."""
     largest: Found | None = None
     """That of a search which looks at nothing below the largest α within the budget. null: of a training from before
     `merge` looked below, whose `within` is that one."""
@@ -129,8 +132,8 @@ def spots_of(results: Sequence[Result]) -> list[Spot]:
     ]
 
 
-def _validated(found: Found) -> tuple[float, float]:
-    return found.validated, -found.alpha
+def _validated(found: Found) -> tuple[bool, float, float]:
+    return rank(found.validated, found.log_likelihood, found.alpha)
 
 
 def coverage(case: Case, results: Sequence[Result], seeds: int) -> Iterator[Figure]:
