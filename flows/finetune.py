@@ -59,7 +59,7 @@ def finetune(
         stage(run, "check")  #            duplicates, leakage, diversity, mismatch
         stage(run, "gate")  #             may these data train? if not: Refused
         stage(run, "finetune")  #         go on training the base, gently
-        stage(run, "merge")  #            the most gain that the forgetting budget allows
+        stage(run, "merge")  #            the best that the forgetting budget allows
         stage(run, "pin", repin)  #       the champion to compare with
         stage(run, "evaluate")  #         base, candidate and champion, on examples kept for the report
         stage(run, "decide")  #           PASS, FAIL or INCONCLUSIVE, with reasons

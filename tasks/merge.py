@@ -1,11 +1,11 @@
-"""merge: how much of the tuning to keep. The most gain between base and tuned that the forgetting budget allows.
+"""merge: how much of the tuning to keep. The best between base and tuned that the forgetting budget allows.
 
 Reads the validation split, the *selection* halves, base and tuned model; writes `chosen/` (a model folder) and
 `merge.json` with what every α that was tried gained and lost. Alone: `python -m tasks merge <recipe>`.
 
 α = 0 is where tuning started (the frozen base, with a linear probe where it classifies), α = 1 the tuned model. Between
 them the largest α within the budget is found first, then smaller ones are looked at on the validation split, because they
-often gain more; what wins was always measured on the benchmarks. How and why: `tasks/forgetting/way.py`.
+are often better; what wins was always measured on the benchmarks. How and why: `tasks/forgetting/way.py`.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class Curves:
 
     gain: Callable[[Point], float]
     fits: Callable[[Point], bool]
+    likelier: Callable[[Point], float | None] = lambda _: None
     measured: list[Point] = field(default_factory=list)
     looked: list[Point] = field(default_factory=list)
 
@@ -43,6 +44,9 @@ class Curves:
             alpha=alpha,
             validation_score=gain,
             gain=gain,
+            log_likelihood_gain=0.0
+            if point == BASE and self.likelier(point) is not None
+            else self.likelier(point),
             suites=[],
             within_budget=fits,
             blocked_by=blocked,
@@ -130,6 +134,26 @@ def test_what_was_only_looked_at_says_so() -> None:
     section = Merge.model_validate({"alphas": TENTHS})
     found = {outcome.alpha: outcome.within_budget for outcome in walk(section, curves.measure, curves.look)}
     assert found == {0.0: True, 0.2: None, 0.4: None, 0.6: True, 0.8: None, 1.0: True}
+
+
+def test_of_mixtures_that_gain_the_likeliest_is_taken() -> None:
+    likelier: dict[float, float] = {0.2: 0.05, 0.4: 0.02, 0.6: -0.1, 0.8: 0.04, 1.0: 0.1}
+    gains = {0.2: -0.01, 0.4: 0.01, 0.6: 0.05, 0.8: 0.01, 1.0: 0.02}
+    alphas = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+    def chosen(fits: Callable[[Point], bool], gain: Callable[[Point], float]) -> Point:
+        return Curves(gain, fits, lambda point: likelier.get(point[1], 0.0)).chosen(alphas)
+
+    assert chosen(lambda _: True, lambda point: gains[point[1]]) == TUNED
+    below = chosen(lambda point: point[1] < 1, lambda point: gains[point[1]])
+    assert below == ("wise-ft", 0.8), (
+        "0.2 is likelier, but its metric falls; 0.6 gains more, but is less likely"
+    )
+    assert chosen(lambda _: True, lambda _: 0.0) == BASE, "what gains nothing is no reason to leave the base"
+    worse = chosen(
+        lambda point: point[1] in (0.0, 0.2, 0.4, 0.6), lambda point: 0.01 if point[1] == 0.6 else -0.01
+    )
+    assert worse == ("wise-ft", 0.6), "less likely than under the base, but all there is that gains"
 
 
 @settings(max_examples=200, deadline=None)

@@ -96,6 +96,13 @@ def test_gain_on_validation_may_be_counted_in_macro_f1(project: Paths) -> None:
     truth = rows["label"].to_numpy()
     assert report.tuned.validation_score == pytest.approx(f1_score(truth, said, average="macro"))
     assert report.tuned.validation_score != pytest.approx(plain.tuned.validation_score)
+    likelier = []
+    folder = base_folder(reports.read_report(project.base, reports.Base), project.root)
+    for model in (load_model(project.tuned), family(recipe.task).load_start(folder, project.tuned)):
+        each = model.measure(rows).calibrated
+        assert each is not None
+        likelier.append(-np.mean([each[truth == label].mean() for label in np.unique(truth)]))
+    assert report.tuned.log_likelihood_gain == pytest.approx(likelier[0] - likelier[1])
 
 
 def test_the_chosen_model_is_the_interpolation(project: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

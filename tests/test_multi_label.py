@@ -96,6 +96,13 @@ def test_the_outcome_is_the_example_based_f1(scored: tuple[np.ndarray, np.ndarra
     assert found.score == pytest.approx(f1_score(truth, said, average="samples", zero_division=1.0))
     each = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(truth))
     assert found.loss == pytest.approx(float(each), abs=1e-6)
+    sure = heads.measured_lists(logits * 4, truth, 0.4)
+    assert sure.loss > 1.5 * found.loss
+    assert found.log_likelihood is not None
+    assert sure.log_likelihood == pytest.approx(found.log_likelihood, abs=2e-3)
+    assert -found.log_likelihood == pytest.approx(found.loss, abs=0.02), (
+        "they are about as sure as they may be"
+    )
     summed = heads.cross_entropy(torch.tensor(logits), truth, None)
     assert float(summed) == pytest.approx(found.losses.sum(), rel=1e-5)
 

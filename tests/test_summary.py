@@ -281,10 +281,20 @@ def test_what_was_only_looked_at_is_not_called_measured() -> None:
     )
     summary = summarize(dataclasses.replace(reports, merge=merge), "sentiment")
     rows = {row.cells[1]: row for row in summary.tried}
-    assert [rows["0.2"].cells[3:], rows["0.2"].level] == [("not measured", "gains no more"), ""]
+    assert [rows["0.2"].cells[3:], rows["0.2"].level] == [("not measured", "no better"), ""]
     assert rows["0.6"].cells[4] == "chosen"
     assert "constitution" in rows["0.6"].cells[3]
-    assert summary.choice.endswith("The tuned model alone fits it too, and gains no more (+2.1 points).")
+    assert summary.choice.endswith("The tuned model alone fits it too (+2.1 points), and gains no more.")
+    likelier = [
+        item.model_copy(update={"log_likelihood_gain": 0.3 - abs(item.alpha - 0.6)})
+        for item in merge.outcomes
+    ]
+    merge = merge.model_copy(update={"outcomes": likelier})
+    ordered = summarize(dataclasses.replace(reports, merge=merge), "sentiment")
+    assert ordered.choice.endswith(
+        "The tuned model alone fits it too (+2.1 points); under it the labels of validation are less likely."
+    )
+    assert {row.cells[1]: row.cells[2] for row in ordered.tried}["1"] == "+2.1 points, −0.100 nats"
     gained, lost = (picture.drawing for picture in summary.choice_pictures)
     assert gained.count("<circle") == 11
     assert lost.count("<circle") == 2 * 3, "two benchmarks, measured at 0, 0.6 and 1"

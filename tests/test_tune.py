@@ -187,6 +187,16 @@ def test_of_equal_gains_the_one_nearest_to_its_base_comes_first() -> None:
     assert [trial.number for trial in ranked(made)] == [1, 2, 0]
 
 
+def test_trials_that_gain_come_in_the_order_of_their_log_likelihood() -> None:
+    said = [(0.05, 0.01), (0.01, 0.03), (0.0, 0.09), (None, None), (0.02, -0.02)]
+    made = [
+        Trial(n, {}, "complete" if gain is not None else "pruned", gain=gain, log_likelihood_gain=likelier)
+        for n, (gain, likelier) in enumerate(said)
+    ]
+    assert [trial.number for trial in ranked(made)] == [1, 0, 4, 2, 3]
+    assert winner(made, {}).number == 1
+
+
 def test_a_trial_tells_what_it_trained_with_and_not_what_changes_nothing() -> None:
     neutral = {"finetune.l2_sp": 0.0, "finetune.layer_decay": 1.0, "finetune.lora": None}
     kept = {"finetune.method": "lora", "finetune.distill": 1.0}

@@ -1,4 +1,4 @@
-"""The rescue: search the way between base and tuned model for the most gain that the forgetting budget allows.
+"""The rescue: search the way between base and tuned model for the best that the forgetting budget allows.
 
 Which α are tried is said in `tasks/forgetting/way.py`; here they are made and measured. An α is within the budget when it
 leaves room for the report half to confirm it: loss + (z_α + √2·z_β)·SE ≤ margin, with the level and power of the release

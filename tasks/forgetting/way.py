@@ -42,8 +42,10 @@ def choose(outcomes: Sequence[AlphaOutcome]) -> AlphaOutcome:
 
 
 def rank(gain: float, log_likelihood_gain: float | None, alpha: float) -> tuple[bool, float, float]:
-    """Return the place of a mixture among others of its task, the best last."""
-    return gain > 0, gain if log_likelihood_gain is None else log_likelihood_gain, -alpha
+    """Return the place of a mixture among others of its task, the best last; what gains nothing is behind the base."""
+    if gain <= 0 or log_likelihood_gain is None:
+        return gain > 0, gain, -alpha
+    return True, log_likelihood_gain, -alpha
 
 
 def _rank(outcome: AlphaOutcome) -> tuple[bool, float, float, bool]:

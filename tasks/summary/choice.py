@@ -26,16 +26,23 @@ def choice_sentence(merge: MergeReport) -> str:
     if merge.rescued:
         return (
             f"The tuned model alone forgot too much. Mixed with the base at {way}{gain}, "
-            "it gains the most that the forgetting budget allows."
+            "it is the best that the forgetting budget allows."
         )
     if merge.kept_base:
         if any(item.within_budget for item in merge.outcomes if item.alpha > 0):
             return "No mix within the forgetting budget did better on validation than the base, so the base was kept."
         return "No mix of base and tuned model stayed within the forgetting budget, so the base was kept."
-    beaten = ""
-    if merge.alpha < 1 and merge.tuned.within_budget:
-        beaten = f" The tuned model alone fits it too, and gains no more ({change(merge.metric, merge.tuned.gain)})."
-    return f"{way}{gain}: the most gain that the forgetting budget allows.{beaten}"
+    return f"{way}{gain}: the best that the forgetting budget allows.{_beaten(merge)}"
+
+
+def _beaten(merge: MergeReport) -> str:
+    """Say why the tuned model was not taken, where it fits the budget as well."""
+    if merge.alpha == 1 or not merge.tuned.within_budget:
+        return ""
+    seen = f"The tuned model alone fits it too ({change(merge.metric, merge.tuned.gain)})"
+    if merge.tuned.log_likelihood_gain is None or merge.tuned.gain <= 0:
+        return f" {seen}, and gains no more."
+    return f" {seen}; under it the labels of validation are less likely."
 
 
 def tried_rows(merge: MergeReport) -> tuple[Row, ...]:
@@ -50,7 +57,7 @@ def tried_rows(merge: MergeReport) -> tuple[Row, ...]:
         cells = (
             PATHS.get(outcome.path, outcome.path),
             f"{outcome.alpha:g}",
-            change(merge.metric, outcome.gain),
+            _gained(merge.metric, outcome),
             "not measured" if outcome.within_budget is None else losses,
             "chosen" if chosen else _fits(outcome),
         )
@@ -58,9 +65,15 @@ def tried_rows(merge: MergeReport) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _gained(metric: str, outcome: AlphaOutcome) -> str:
+    """Write what a mixture gains in the metric, and in what orders those that gain."""
+    likelier = outcome.log_likelihood_gain
+    return change(metric, outcome.gain) + (f", {signed(likelier)} nats" if likelier is not None else "")
+
+
 def _fits(outcome: AlphaOutcome) -> str:
     if outcome.within_budget is None:
-        return "gains no more"
+        return "no better"
     return "fits" if outcome.within_budget else f"too much lost, or too unsure: {listed(outcome.blocked_by)}"
 
 
