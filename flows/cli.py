@@ -252,13 +252,11 @@ def _markdown(root: Path, recipe: str) -> str:
 
 
 def _came_of_it(result: FlowResult) -> Iterator[str]:
-    if not result.executed and not result.restored:
-        refused = result.verdict == "GATE"
-        yield (
-            "Nothing has changed since it was refused, so no stage ran."
-            if refused
-            else "Nothing to do: every stage is up to date."
-        )
+    if result.verdict == "GATE":
+        ran = ", ".join(result.executed)
+        yield f"Ran: {ran}. The stages after gate wait until it lets the data through."
+    elif not result.executed and not result.restored:
+        yield "Nothing to do: every stage is up to date."
     if result.version is not None:
         state = "released" if result.created else "was released before"
         crown = ", now the champion" if result.promoted else ""

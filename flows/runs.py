@@ -104,7 +104,11 @@ class Run:
     def build(self, stage: str, *, force: bool = False) -> Outcome:
         """Bring a stage up to date."""
         say = followed(_logger().info, self.paths.recipe)
-        self.outcomes[stage] = build_stage(self.repo, self.paths.recipe, stage, say, force=force)
+        try:
+            self.outcomes[stage] = build_stage(self.repo, self.paths.recipe, stage, say, force=force)
+        except Refused:
+            self.outcomes[stage] = "executed"  # it ran, and said no
+            raise
         return self.outcomes[stage]
 
     def save(self) -> str | None:

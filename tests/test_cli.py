@@ -251,12 +251,19 @@ def test_doctor_fails_on_a_bad_finding(
     assert retain("doctor")[0] == 0
 
 
-@pytest.mark.parametrize(("verdict", "words"), [("GATE", "since it was refused"), ("FAIL", "Nothing to do")])
-def test_a_run_in_which_nothing_ran_says_why(verdict: Any, words: str) -> None:
+@pytest.mark.parametrize(
+    ("verdict", "executed", "words"),
+    [
+        ("FAIL", [], "Nothing to do: every stage is up to date."),
+        ("GATE", ["gate"], "Ran: gate. The stages after gate wait until it lets the data through."),
+        ("GATE", ["check", "gate"], "Ran: check, gate. The stages after gate wait"),
+    ],
+)
+def test_a_run_in_which_little_ran_says_what_and_why(verdict: Any, executed: list[str], words: str) -> None:
     from flows.runs import FlowResult
 
-    (line,) = _came_of_it(FlowResult("sentiment", "calm-otter", verdict, ["no"], [], []))
-    assert words in line
+    (line,) = _came_of_it(FlowResult("sentiment", "calm-otter", verdict, ["no"], executed, []))
+    assert line.startswith(words)
 
 
 def test_durations_and_tables(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,12 +20,15 @@ import psutil
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from flows import runs
+from flows.build import open_repo
 from flows.changes import Changes, changes_of
 from flows.run_lock import is_held, only_run
 from flows.settings import DEFAULTS, prefect_defaults, running_server, server_note
 from flows.stops import Stopped, Terminated, sigterm_stops
 from tasks.errors import ConfigError, Preempted, Refused, StageError
 from tasks.paths import Paths
+from tasks.recipe import load_recipe
 from tests.project import COMMAND_LINE, STAGES, Project, make_project
 
 
@@ -229,6 +232,21 @@ def test_what_cannot_run_is_refused_before_a_server_starts(
     assert words in str(caught.value)
 
 
+def test_a_stage_that_refuses_has_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, **named: object) -> str:
+        raise Refused("The data may not train:", ["too few rows"])
+
+    monkeypatch.setattr(runs, "build_stage", refuse)
+    monkeypatch.setattr(runs, "_logger", lambda: logging.getLogger("test"))
+    paths, recipe = Paths(project.root, "tiny"), load_recipe(project.recipe())
+    with open_repo(project.root) as repo:
+        run = runs.Run("calm-otter", repo, recipe, paths, project.root, {}, print)
+        with pytest.raises(Refused) as caught:
+            run.build("gate")
+    result = run.result(caught.value)
+    assert (result.verdict, result.executed, result.reasons) == ("GATE", ["gate"], ["too few rows"])
+
+
 # --- whole runs ----------------------------------------------------------------------------------------
 
 
@@ -311,6 +329,8 @@ def test_a_gate_that_refuses_ends_the_flow(project: Project) -> None:
     assert "retain: refused (GATE): tiny was not released." in said
     assert "finetune begins" not in said
     assert said.count("gate begins") == 1, "never tried again"
+    assert "Ran: prepare, validate, check, gate. The stages after gate wait" in done.stdout
+    assert "Ran: gate. The stages after gate wait" in project.retain("run", "tiny", check=False).stdout
 
 
 @pytest.mark.e2e
