@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from tasks.errors import PipelineError, Preempted
-from tasks.files import system_says, write_text
+from tasks.errors import Preempted
+from tasks.exit_status import exit_status
+from tasks.files import write_text
 from tasks.paths import Paths
 from tasks.recipe import NAME_PATTERN, load_recipe, recipe_path
 from tasks.stage_log import end_with_parent, keep_log
@@ -37,27 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
         end_with_parent()
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, _stop)
-    return _exit_status(stage, name)
-
-
-def _exit_status(stage: str, name: str) -> int:
     try:
-        run_stage(stage, name, Path.cwd())
-    except PipelineError as error:
-        print(f"{stage}: {error}", file=sys.stderr)
-        return error.exit_code
-    except Exception as error:
-        if not (said := system_says(error)):
-            raise
-        print(f"{stage}: {said}", file=sys.stderr)
-        return PipelineError.exit_code
+        return exit_status(stage, lambda: run_stage(stage, name, Path.cwd()))
     except _Stopped:
         print(f"{stage}: asked to stop (SIGTERM); run it again to go on", file=sys.stderr)
         return Preempted.exit_code
-    except KeyboardInterrupt:
-        print(f"{stage}: interrupted; nothing half-written is kept, run it again to go on", file=sys.stderr)
-        return 130
-    return 0
 
 
 def run_stage(stage: str, name: str, root: Path) -> None:

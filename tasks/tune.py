@@ -27,9 +27,10 @@ import yaml
 from tasks import reports
 from tasks.device import hold_device
 from tasks.errors import ConfigError, PipelineError, Preempted
+from tasks.exit_status import exit_status
 from tasks.families import family
 from tasks.families.interface import Measured, Model
-from tasks.files import fingerprint, folder_fingerprint
+from tasks.files import fingerprint, folder_fingerprint, system_says
 from tasks.forgetting.search import Ends, Search
 from tasks.forgetting.way import choose
 from tasks.models import pick_device
@@ -160,6 +161,8 @@ class _Attempt:
         except Preempted:
             raise
         except ENDS_A_TRIAL as error:  # a loss that is not finite, say: this trial failed, the search goes on
+            if system_says(error):  # which a full disk would do to every other trial
+                raise
             trial.set_user_attr("failure", str(error))
             raise optuna.TrialPruned from error
         finally:
@@ -328,15 +331,13 @@ def main() -> int:
         print("usage: python -m tasks.tune RECIPE [TRIALS]", file=sys.stderr)
         return 2
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
-    paths = Paths(Path.cwd(), words[0])
-    try:
-        recipe = load_recipe(recipe_path(paths.root, words[0]))
-        found = tune(recipe, paths=paths, trials=int(words[1]) if len(words) == 2 else None, tell=_say)
-    except PipelineError as error:
-        print(f"tune: {error}", file=sys.stderr)
-        return error.exit_code
-    write_trials(found, paths)
-    return 0
+    return exit_status("tune", lambda: _search(words[0], int(words[1]) if len(words) == 2 else None))
+
+
+def _search(name: str, trials: int | None) -> None:
+    paths = Paths(Path.cwd(), name)
+    recipe = load_recipe(recipe_path(paths.root, name))
+    write_trials(tune(recipe, paths=paths, trials=trials, tell=_say), paths)
 
 
 if __name__ == "__main__":

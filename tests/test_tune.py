@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -126,6 +127,56 @@ def test_a_trial_that_fails_does_not_end_the_search(paths: Paths, monkeypatch: p
     monkeypatch.setattr(module, "train_model", failing)
     found = tune(searched(paths, seed=4, trials=2), paths=paths)
     assert [trial.state for trial in found] == ["complete", "failed: step 3: the loss is nan"]
+
+
+def test_a_full_disk_ends_the_search_and_no_trial(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said, train = os.strerror(errno.ENOSPC), module.train_model
+
+    def full(*given: object) -> None:
+        raise StageError("the checkpoint cannot be written") from OSError(errno.ENOSPC, said)
+
+    recipe = searched(paths, seed=7, trials=1, methods=["lp-ft"])
+    monkeypatch.setattr(module, "load_recipe", lambda path: recipe)
+    monkeypatch.setattr(module, "train_model", full)
+    monkeypatch.setattr(sys, "argv", ["tune", "tiny"])
+    monkeypatch.chdir(paths.root)
+    assert module.main() == 1
+    assert capsys.readouterr().err == "tune: the checkpoint cannot be written\n"
+    monkeypatch.setattr(module, "train_model", train)
+    assert [trial.state for trial in tune(recipe, paths=paths)] == ["complete"], "it is taken up again"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (
+            OSError(errno.ENOSPC, "No room", "trials.json"),
+            1,
+            "No space left on device (trials.json). Nothing",
+        ),
+        (PermissionError(errno.EACCES, "No", "tune"), 1, "tune: No. Change its rights or owner.\n"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing half-written is kept"),
+    ],
+)
+def test_what_the_system_refuses_a_search_is_said_without_a_traceback(
+    paths: Paths,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    words: str,
+) -> None:
+    def end(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "tune", lambda *given, **named: [])
+    monkeypatch.setattr(module, "write_trials", end)
+    monkeypatch.setattr(sys, "argv", ["tune", "tiny"])
+    monkeypatch.chdir(paths.root)
+    assert module.main() == status
+    assert capsys.readouterr().err.startswith(f"tune: {words}")
 
 
 def test_a_search_in_which_every_trial_diverges_says_so(paths: Paths) -> None:
