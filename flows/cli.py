@@ -279,10 +279,12 @@ def tune(
 ) -> None:
     """Search for the best model that forgets at most what the budget allows; the winner becomes a run."""
     root = _enter_root()
-    from flows.tune import margins, search
+    from flows.tune import check_run_may_follow, margins, search
     from tasks.trials import winner
 
     allowed = margins(root, recipe)
+    if then_run:
+        check_run_may_follow(root)
     found = search(root, recipe, trials, say)
     say()
     say_table(

@@ -10,6 +10,7 @@ from pathlib import Path
 from flows.build import build_stage, check_listed, open_repo
 from flows.fetch import fetch_data
 from flows.run_lock import only_run
+from flows.workspace import check_committed
 from tasks.errors import ConfigError, Preempted, StageError
 from tasks.paths import Paths
 from tasks.recipe import load_recipe, recipe_path
@@ -17,6 +18,20 @@ from tasks.trials import Trial, read_trials
 
 BEFORE = ("prepare", "validate", "check", "gate")
 """Stages that a search stands on."""
+
+
+def check_run_may_follow(root: Path) -> None:
+    """Check, before a search that takes hours, what the run of its best trial will ask of the repository.
+
+    Raises:
+        ConfigError: there is no commit to start from, or something that a run depends on is not in it.
+    """
+    try:
+        check_committed(root)
+    except ConfigError as error:
+        raise ConfigError(
+            f"The best trial becomes a run (with --no-run it does not). {error.message}", error.problems
+        ) from None
 
 
 def search(root: Path, recipe: str, trials: int | None, say: Callable[[str], None]) -> list[Trial]:

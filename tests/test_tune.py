@@ -34,7 +34,7 @@ from tasks.training.loop import Progress
 from tasks.trials import Trial, ranked, read_trials, winner
 from tasks.tune import sample, tune
 from tests.models_data import tuned_project
-from tests.project import CHECKOUT
+from tests.project import CHECKOUT, make_project
 
 
 @pytest.fixture(scope="module")
@@ -433,6 +433,30 @@ def test_the_command_refuses_when_nothing_was_gained(monkeypatch: pytest.MonkeyP
     done = command(monkeypatch, FOUND[1:])
     assert isinstance(done.exception, Refused)
     assert done.exception.problems == ["trial 0 failed: step 3: the loss is nan"]
+
+
+def test_what_a_run_may_not_start_from_is_told_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path / "a project", stand_ins=True)
+    monkeypatch.chdir(project.root)
+    searches: list[object] = []
+
+    def search(*given: object) -> list[Trial]:
+        searches.append(given)
+        return FOUND[1:]
+
+    monkeypatch.setattr("flows.tune.search", search)
+    project.change("epochs: 1", "epochs: 2")
+    done = CliRunner().invoke(app, ["tune", "tiny"])
+    assert isinstance(done.exception, ConfigError)
+    assert done.exception.message.startswith(
+        "The best trial becomes a run (with --no-run it does not). A run"
+    )
+    assert done.exception.problems == [" M recipes/tiny.yaml"]
+    assert searches == []
+    assert isinstance(CliRunner().invoke(app, ["tune", "tiny", "--no-run"]).exception, Refused)
+    assert len(searches) == 1
 
 
 def test_a_recipe_without_a_search_is_told_before_anything_is_built(paths: Paths) -> None:
