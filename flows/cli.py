@@ -17,7 +17,7 @@ import typer
 
 from flows import release_commands
 from flows.console import duration, find_root, parse_settings, say, say_json, say_markdown, say_table
-from tasks.errors import ConfigError, PipelineError, StageError
+from tasks.errors import ConfigError, PipelineError, StageError, did_you_mean
 from tasks.files import disk_full, system_says
 
 if TYPE_CHECKING:
@@ -420,14 +420,30 @@ def show(
 
 
 def run_summary(root: Path, what: str) -> Summary:
-    """Summarize the last run of a recipe, or the run with changes that was kept under this name."""
-    from flows.kept_runs import kept_run_summary, kept_runs
+    """Summarize the last run of a recipe, or the run with changes that was kept under this name.
 
-    if not (root / "recipes" / f"{what}.yaml").exists():
-        for run in kept_runs(root):
-            if run.name == what:
-                return kept_run_summary(root, run)
-    return recipe_summary(root, what)
+    Raises:
+        ConfigError: there is neither.
+        StageError: it has left no reports here.
+    """
+    from flows.kept_runs import kept_run_summary, kept_runs
+    from tasks.recipe import recipe_path
+
+    if recipe_path(root, what).exists():
+        return recipe_summary(root, what)
+    kept = kept_runs(root)
+    for run in kept:
+        if run.name == what:
+            return kept_run_summary(root, run)
+    recipes = sorted(path.stem for path in (root / "recipes").glob("*.yaml"))
+    names = [run.name for run in kept]
+    raise ConfigError(
+        f"There is no recipe and no experiment {what}{did_you_mean(what, [*recipes, *names]) or ':'}",
+        [
+            f"recipes: {', '.join(recipes) or 'none'}",
+            f"experiments, the newest: {', '.join(names[:5]) or 'none'} (`dvc exp list --all-commits` lists all)",
+        ],
+    )
 
 
 def recipe_summary(root: Path, recipe: str) -> Summary:

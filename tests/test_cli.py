@@ -213,6 +213,24 @@ def test_show_before_any_run_knows_what_was_kept(
     assert "ox" not in err
 
 
+@pytest.mark.parametrize(
+    ("what", "ends"),
+    [("calm-oter", "; did you mean calm-otter?"), ("sentimant", "; did you mean sentiment?"), ("x", ":")],
+)
+def test_show_of_a_mistyped_name_names_what_is_near_and_where_the_others_are(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch, what: str, ends: str
+) -> None:
+    kept = [KeptRun(name, "sentiment", "{}", "c" * 40) for name in ("calm-otter", "old-owl")]
+    monkeypatch.setattr("flows.kept_runs.kept_runs", lambda root: kept)
+    status, _, err = retain("show", what)
+    assert status == 1
+    assert err.splitlines() == [
+        f"retain: There is no recipe and no experiment {what}{ends}",
+        "  - recipes: sentiment",
+        "  - experiments, the newest: calm-otter, old-owl (`dvc exp list --all-commits` lists all)",
+    ]
+
+
 def test_a_registry_is_no_address(repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETAIN_REGISTRY", "ftp://host/x")
     status, _, err = retain("releases")
