@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,37 +60,80 @@ def decide(
     merged = reports.read_report(paths.merge, reports.MergeReport)
     pin = reports.read_report(paths.pin, reports.Pin)
     _must_belong_together(evaluated, merged, pin, budget)
-    suites = _judge_suites(evaluated, pin, budget, section, paths)
-    target, target_reason = _judge_target(evaluated, merged, section, paths)
-    tuned = _judge_tuned(merged, budget, section) if merged.kept_base else []
-    champion, champion_reason = _judge_champion(evaluated, pin, section, paths)
-    ledger, ledger_reason = _judge_ledger(pin, budget, registration.rebase)
-    ceiling = "" if target == "PASS" else _ceiling(evaluated, section, paths)
-    judged = _of_gating(suites)
-    judged += [(target, f"its own task: {target_reason}")]
-    judged += _of_gating(tuned, ", as tuned")
-    judged += [(champion, f"champion: {champion_reason}")] if champion else []
-    judged += [(ledger, f"ledger: {ledger_reason}")] if ledger_reason else []
+    made = _judge(evaluated, merged, pin, section, budget, registration, paths)
+    ceiling = "" if made.target == "PASS" else _ceiling(evaluated, section, paths)
+    against = Against(made.suites, made.target, made.champion, made.ledger, ceiling)
+    judged = made.answers()
     report = reports.DecideReport(
         verdict=min((answer for answer, _ in judged), key=_SEVERITY.__getitem__),
         reasons=_reasons(judged),
-        advice=advise(
-            Against(suites, target, champion, ledger, ceiling), merged, Trained(task, data, finetune)
-        ),
+        advice=advise(against, merged, Trained(task, data, finetune)),
         confidence=section.confidence,
-        target_verdict=target,
-        target_reason=target_reason,
-        ledger_verdict=ledger,
-        ledger_reason=ledger_reason,
-        rebase=registration.rebase if ledger_reason and ledger == "PASS" else None,
-        attempts=_attempts(suites, section),
+        target_verdict=made.target,
+        target_reason=made.target_reason,
+        ledger_verdict=made.ledger,
+        ledger_reason=made.ledger_reason,
+        rebase=registration.rebase if made.ledger_reason and made.ledger == "PASS" else None,
+        attempts=_attempts(made.suites, section),
         champion=pin.champion,
-        champion_verdict=champion,
-        suites=suites,
-        tuned_suites=tuned,
+        champion_verdict=made.champion,
+        suites=made.suites,
+        tuned_suites=made.tuned,
         model=evaluated.candidate_model,
     )
     reports.write_report(paths.decision, report)
+    _tell(report, judged)
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """Every answer of the release rule, and its reason."""
+
+    suites: list[reports.SuiteVerdict]
+    tuned: list[reports.SuiteVerdict]
+    """The tuned model, where nothing of it was kept."""
+    target: Verdict
+    target_reason: str
+    champion: Verdict | None
+    champion_reason: str
+    ledger: Verdict
+    ledger_reason: str
+
+    def answers(self) -> list[Judged]:
+        """Return what decides, in the order in which it is told."""
+        judged = [
+            *_of_gating(self.suites),
+            (self.target, f"its own task: {self.target_reason}"),
+            *_of_gating(self.tuned, ", as tuned"),
+        ]
+        if self.champion:
+            judged.append((self.champion, f"champion: {self.champion_reason}"))
+        if self.ledger_reason:
+            judged.append((self.ledger, f"ledger: {self.ledger_reason}"))
+        return judged
+
+
+def _judge(
+    evaluated: reports.EvaluateReport,
+    merged: reports.MergeReport,
+    pin: reports.Pin,
+    section: Decide,
+    budget: Mapping[str, Suite],
+    registration: Register,
+    paths: Paths,
+) -> _Judgement:
+    suites = _judge_suites(evaluated, pin, budget, section, paths)
+    tuned = _judge_tuned(merged, budget, section) if merged.kept_base else []
+    return _Judgement(
+        suites,
+        tuned,
+        *_judge_target(evaluated, merged, section, paths),
+        *_judge_champion(evaluated, pin, section, paths),
+        *_judge_ledger(pin, budget, registration.rebase),
+    )
+
+
+def _tell(report: reports.DecideReport, judged: Sequence[Judged]) -> None:
     log.info("%s", report.verdict)
     for answer, reason in judged:
         log.info("%-12s %s", answer, reason)
