@@ -74,6 +74,7 @@ def decide(
         ledger_verdict=made.ledger,
         ledger_reason=made.ledger_reason,
         rebase=registration.rebase if made.ledger_reason and made.ledger == "PASS" else None,
+        widened=_widened(pin, budget),
         attempts=_attempts(made.suites, section),
         champion=pin.champion,
         champion_verdict=made.champion,
@@ -137,8 +138,8 @@ def _tell(report: reports.DecideReport, judged: Sequence[Judged]) -> None:
     log.info("%s", report.verdict)
     for answer, reason in judged:
         log.info("%-12s %s", answer, reason)
-    if report.attempts:
-        log.info("%s", report.attempts)
+    for note in filter(None, (report.widened, report.attempts)):
+        log.info("%s", note)
 
 
 def _reasons(judged: list[Judged]) -> list[str]:
@@ -413,6 +414,26 @@ def _asked_otherwise(before: reports.Asked, now: reports.Asked) -> str:
         f"{setting} was {before[setting]!r} and is {now[setting]!r}"
         for setting in sorted(before.keys() & now.keys())
         if before[setting] != now[setting]
+    )
+
+
+def _widened(pin: reports.Pin, budget: Mapping[str, Suite]) -> str:
+    """Say which margins are wider than the ledger began with. No refusal: a margin is reviewed with its recipe."""
+    ledger = pin.ledger
+    if ledger is None:
+        return ""
+    wider = [
+        f"{name} {margin:g}, was {ledger.margins[name]:g}"
+        for name, suite in budget.items()
+        if (margin := suite.margin)
+        and margin > ledger.margins.get(name, math.inf)
+        and not _asked_otherwise(ledger.asked.get(name, {}), pin.asked.get(name, {}))
+    ]
+    if not wider:
+        return ""
+    return (
+        f"Margins are wider than the releases of {pin.registry_name} began with (version {ledger.version}): "
+        f"{'; '.join(wider)}. What the releases lost since the first base is bounded by the margins of now."
     )
 
 

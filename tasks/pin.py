@@ -75,19 +75,22 @@ def _asked(half: reports.BenchmarkInfo, section: Evaluate, folder: Path) -> repo
 def _ledger(registry: Registry, name: str) -> reports.Ledger | None:
     """Return what the newest release is measured from: the releases before it, back to where the ledger began.
 
-    A setting that the first of them does not tell is that of the first that does.
+    A setting or a margin that the first of them does not tell is that of the first that does.
     """
     found = None
     asked: dict[str, reports.Asked] = {}
+    margins: dict[str, float] = {}
     for version in reversed(registry.versions(name)):
         lineage = registry.resolve(name, version).lineage
         if "first_base" in lineage:
             asked |= {suite: asked.get(suite, {}) | told for suite, told in lineage.get("asked", {}).items()}
+            margins |= lineage.get("margins", {})
             found = reports.Ledger(
                 version=version,
                 first_base=reports.FirstBase.model_validate(lineage["first_base"]),
                 benchmarks=lineage.get("benchmarks", {}),
                 asked=asked,
+                margins=margins,
                 rebase=lineage.get("rebase"),
             )
             if found.rebase:

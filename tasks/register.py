@@ -196,6 +196,7 @@ def _lineage(paths: Paths, pin: reports.Pin, decision: reports.DecideReport) -> 
         "first_base": base.first_base.model_dump(),
         "benchmarks": {name: pin.benchmarks[name] for name in gating},
         "asked": {name: pin.asked[name] for name in gating if name in pin.asked},
+        "margins": {suite.name: suite.margin for suite in decision.suites if suite.margin},
         "rebase": decision.rebase,
         "base": {"source": base.source, "resolved": base.resolved, "fingerprint": base.fingerprint},
         "splits": schema.fingerprint,

@@ -348,6 +348,8 @@ class Ledger(Part):
     """Report halves that gated it: name → fingerprint; empty where the release does not say."""
     asked: dict[str, Asked] = {}
     """How they were asked; empty where the release does not say."""
+    margins: dict[str, float] = {}
+    """What each was allowed to lose; empty where the release does not say."""
     rebase: str | None
     """The reason that it was begun with; null for the first."""
 
@@ -457,6 +459,8 @@ class DecideReport(Report):
     ledger_reason: str = ""
     rebase: str | None = None
     """The reason for which this release begins a new ledger; null where it goes on with the one there is."""
+    widened: str = ""
+    """Which margins are wider than the ledger began with, in a sentence; empty where none is."""
     attempts: str = ""
     """How often these report halves have been used and what that costs, in a sentence; empty at the first attempt."""
     champion: int | None

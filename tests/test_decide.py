@@ -480,6 +480,30 @@ def test_a_reason_that_is_not_needed_begins_no_ledger(case: Case) -> None:
     assert case.decide().rebase is None
 
 
+def test_a_margin_wider_than_the_ledger_began_with_is_said_and_not_refused(case: Case) -> None:
+    case.ledger = ledger(margins={"retrieval": 0.01})
+    decision = case.decide()
+    assert (decision.verdict, decision.ledger_reason) == ("PASS", "")
+    assert decision.widened.startswith(
+        "Margins are wider than the releases of case began with (version 3): retrieval 0.03, was 0.01. "
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"margins": {"retrieval": 0.03}},
+        {"margins": {"retrieval": 0.05}},
+        {"margins": {}},
+        {"margins": {"retrieval": 0.01}, "asked": {"retrieval": ASKED | {"metric": "log_likelihood"}}},
+    ],
+    ids=["the same", "narrower", "not told", "in another unit"],
+)
+def test_a_margin_that_is_not_wider_has_nothing_to_say(case: Case, changes: dict[str, object]) -> None:
+    case.ledger = ledger(**changes)
+    assert case.decide().widened == ""
+
+
 def test_attempts_are_counted_and_what_they_spend_is_said_without_changing_the_rule(case: Case) -> None:
     first = case.decide()
     assert (first.attempts, first.suites[0].attempt, first.suites[0].alpha_spent) == (

@@ -213,11 +213,13 @@ def test_a_release_begins_the_ledger_and_a_rebase_begins_it_anew(
     publish()
     pin("tiny", HOW, paths=paths)
     pinned = reports.read_report(paths.pin, reports.Pin)
+    margin = load_recipe(paths.root / "recipes" / "tiny.yaml").budget["articles"].margin
     assert pinned.ledger == reports.Ledger(
         version=1,
         first_base=pinned.first_base,
         benchmarks=pinned.benchmarks,
         asked=pinned.asked,
+        margins={"articles": margin},
         rebase=None,
     )
     assert pinned.asked["articles"]["kind"] == "retrieval"
@@ -250,21 +252,24 @@ def test_how_much_is_read_and_in_which_arithmetic_is_part_of_how_a_benchmark_is_
     assert "max_length" not in reports.read_report(paths.pin, reports.Pin).asked["articles"]
 
 
-def test_a_setting_that_the_first_release_does_not_tell_is_that_of_the_first_that_does(
+def test_a_setting_or_margin_that_the_first_release_does_not_tell_is_that_of_the_first_that_does(
     paths: Paths, tmp_path: Path
 ) -> None:
     registry = open_registry(str(tmp_path / "registry"))
-    for told in (
-        {"kind": "retrieval"},
-        {"kind": "retrieval", "max_length": 64},
-        {"kind": "retrieval", "max_length": 8},
+    for told, margins in (
+        ({"kind": "retrieval"}, {}),
+        ({"kind": "retrieval", "max_length": 64}, {"margins": {"articles": 0.03}}),
+        ({"kind": "retrieval", "max_length": 8}, {"margins": {"articles": 0.5}}),
     ):
         lineage = {"first_base": {"source": "path:c", "fingerprint": "c" * 64}, "asked": {"articles": told}}
-        registry.publish("tiny", paths.chosen, metrics={}, lineage=lineage, reports={}, run_id="other")
+        registry.publish(
+            "tiny", paths.chosen, metrics={}, lineage=lineage | margins, reports={}, run_id="other"
+        )
     pin("tiny", HOW, paths=paths)
     ledger = reports.read_report(paths.pin, reports.Pin).ledger
     assert ledger is not None
     assert (ledger.version, ledger.asked) == (1, {"articles": {"kind": "retrieval", "max_length": 64}})
+    assert ledger.margins == {"articles": 0.03}
 
 
 def test_pinning_again_counts_no_attempt_and_another_candidate_counts_one(paths: Paths) -> None:

@@ -300,14 +300,20 @@ def test_what_was_only_looked_at_is_not_called_measured() -> None:
     assert lost.count("<circle") == 2 * 3, "two benchmarks, measured at 0, 0.6 and 1"
 
 
-def test_attempts_and_a_new_ledger_are_said_first() -> None:
+def test_attempts_wider_margins_and_a_new_ledger_are_said_first() -> None:
     reports = run_reports("pass")
     assert reports.decision is not None
     decision = reports.decision.model_copy(
-        update={"attempts": "Attempt 3 on these halves.", "rebase": "why", "ledger_reason": "the base moved"}
+        update={
+            "widened": "Margins are wider.",
+            "attempts": "Attempt 3 on these halves.",
+            "rebase": "why",
+            "ledger_reason": "the base moved",
+        }
     )
     summary = summarize(dataclasses.replace(reports, decision=decision), "sentiment")
     assert summary.notes == (
+        "Margins are wider.",
         "Attempt 3 on these halves.",
         "A new ledger begins here: the base moved.",
     )

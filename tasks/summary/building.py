@@ -216,6 +216,8 @@ def _suite(suite: SuiteVerdict) -> Row:
 
 def _notes(decision: DecideReport | None) -> Iterator[str]:
     """Yield what the verdict rests on beside its figures."""
+    if decision and decision.widened:
+        yield decision.widened
     if decision and decision.attempts:
         yield decision.attempts
     if decision and decision.rebase:
