@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tasks import reports
 from tasks.rates import USUAL_RATES
-from tasks.recipe import LABELLED, Data, Finetune
+from tasks.recipe import Data, Finetune
 
 MOST_ADVICE = 3
 """Changes that can be tried at once."""
@@ -131,7 +131,7 @@ def _replay(trained: Trained) -> Iterator[str]:
     if replay is not None:
         yield f"Set {how}: half of every batch is data.replay, held to what the base says of it."
     else:
-        unlabelled = "; they need no labels (may_lack_labels)" if trained.task in LABELLED else ""
+        unlabelled = "; they need no labels (may_lack_labels)" if trained.data.labels else ""
         yield f"Give rows of the original domain as data.replay{unlabelled}, with {how}."
 
 

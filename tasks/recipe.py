@@ -787,9 +787,9 @@ def _rate_problems(section: Finetune, usual: float, task: str) -> list[str]:
 
 def _unlabelled_replay_problems(recipe: Recipe) -> list[str]:
     section, problems = recipe.finetune, []
-    if recipe.task not in LABELLED:
+    if not recipe.data.labels:
         problems.append(
-            f"data.replay.may_lack_labels: only {' and '.join(LABELLED)} have a loss to do without"
+            f"data.replay.may_lack_labels: {recipe.task} without data.labels has no labels to do without"
         )
     if section.ewc:
         problems.append(

@@ -235,18 +235,19 @@ def test_a_base_embeds_each_content_by_itself(architecture: str, bases: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("kind", "architecture"), [("text-classification", "bert"), ("image-classification", "resnet")]
+    ("kind", "architecture"),
+    [("text-classification", "bert"), ("image-classification", "resnet"), ("sentence-embedding", "bert")],
 )
 def test_rows_without_a_label_are_replayed_to_keep_what_the_base_makes_of_them(
     kind: str, architecture: str, bases: Path, tmp_path: Path
 ) -> None:
     unknown = rows(kind, 24, 3).assign(label=UNLABELLED)
     content = unknown["image" if "image" in unknown else "text"].tolist()
+    settings: dict[str, object] = {"loss": "supervised-contrastive"} if kind == "sentence-embedding" else {}
+    settings |= {"epochs": 3, "batch_size": 8, "replay_share": 0.5}
     drift = {}
     for distill in (0.0, 50.0):
-        model, section = begun(
-            kind, make_base(architecture, bases), epochs=3, batch_size=8, replay_share=0.5, distill=distill
-        )
+        model, section = begun(kind, make_base(architecture, bases), **settings, distill=distill)
         before = model.encode(content)
         assert model.loss(model.examples(unknown), np.arange(24)).item() == 0, "they have no label to learn"
         train_model(model, section, rows(kind, 48), rows(kind, 16, 1), tmp_path / str(distill), unknown)

@@ -115,6 +115,10 @@ def test_replayed_rows_may_lack_labels_where_they_are_distilled(tmp_path: Path) 
     assert load_recipe(write(tmp_path, recipe({"distill": 1.0}, tune=tune))).tune
     with pytest.raises(ConfigError, match=r"finetune\.ewc finds what matters by a loss"):
         load_recipe(write(tmp_path, recipe({"distill": 1.0, "ewc": 1.0})))
+    chat = yaml.safe_load((ROOT / "recipes/support-chat.yaml").read_text(encoding="utf-8"))
+    chat["data"]["replay"] = {"file": "train.jsonl", "format": "jsonl", "may_lack_labels": True}
+    with pytest.raises(ConfigError, match=r"causal-lm without data\.labels has no labels to do without"):
+        load_recipe(write(tmp_path, chat))
 
 
 def test_a_gain_by_class_needs_classes(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tasks.errors import StageError
 from tasks.families import heads, read_description
 from tasks.families.interface import Content, Examples, Measured, Model, write_weights
 from tasks.models import Encoder, load_encoder
-from tasks.recipe import Finetune
+from tasks.recipe import UNLABELLED, Finetune
 from tasks.training.batches import epoch_batches
 from tasks.training.packing import Packing
 from tasks.training.retention import feature_distillation
@@ -163,8 +163,12 @@ class SentenceEncoder(Model):
         )
 
     def loss(self, examples: Examples, rows: NDArray[np.int64]) -> Tensor:
-        """Return the contrastive loss of a batch, times its rows."""
+        """Return the contrastive loss of a batch, times its rows; a row that is `UNLABELLED` is in none."""
         content: Pairs = examples.content
+        if content.labels is not None:
+            rows = rows[content.labels[rows] != UNLABELLED]
+            if not len(rows):
+                return torch.zeros((), device=self.device, requires_grad=True)
         with self.autocast():
             anchors = self._vectors([content.anchors[row] for row in rows])
             others = [
