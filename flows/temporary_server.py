@@ -1,14 +1,17 @@
 """Prefect's temporary server, which ends with the run that started it, and by nothing else.
 
 A terminal's Ctrl-C, `timeout` and a service manager send their signal to every process of a run. Without its server the
-flow could not note how it ended, and would hang. So the server heeds one sender alone: the process that started it,
-which Prefect lets send SIGTERM when it exits. When that process is gone without a word, the server ends too.
+flow could not note how it ended, and would hang. So the server heeds no such signal. Its standard input is a pipe from
+the process that started it, which writes into it when Prefect wants the server to end. When that process is gone without
+a word, the server ends too.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +24,16 @@ if TYPE_CHECKING:
 
 SHIELDED = (signal.SIGINT, signal.SIGTERM)
 PARENT_WATCH_SECONDS = 1.0
+
+
+class ServerProcess(subprocess.Popen[bytes]):
+    """The server's process as Prefect holds it: to end it, Prefect calls `terminate`."""
+
+    def terminate(self) -> None:
+        """Tell the server to end."""
+        if self.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has ended
+                self.stdin.write(b"end")
 
 
 def start_server() -> None:
@@ -42,13 +55,14 @@ def _run(server: SubprocessASGIServer) -> subprocess.Popen[bytes]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
     try:
         settings = get_current_settings().to_environment_variables(exclude_unset=True)
-        process = subprocess.Popen(
+        process = ServerProcess(
             [sys.executable, "-m", __name__, str(os.getpid()), str(server.port)],
             env={**os.environ, **marks, **settings},
+            stdin=subprocess.PIPE,
+            bufsize=0,
         )
-        atexit.register(
-            process.kill
-        )  # should Ctrl-C come before Prefect knows of it; else it has ended by then
+        # Should Ctrl-C come before Prefect knows of it; else it has ended by then.
+        atexit.register(process.kill)
         return process
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -71,10 +85,10 @@ def main() -> None:
 
 
 def _end_with(parent: int, server: uvicorn.Server) -> None:
-    """Let the server end once its parent says so, or is gone."""
+    """Let the server end once its parent says so, or is gone: what that forked may hold the pipe open."""
     while os.getppid() == parent:
-        came = signal.sigtimedwait(SHIELDED, PARENT_WATCH_SECONDS)
-        if came is not None and came.si_pid == parent:
+        told, _, _ = select.select([sys.stdin], [], [], PARENT_WATCH_SECONDS)
+        if told:
             break
     server.should_exit = True
 

@@ -124,7 +124,7 @@ def test_ctrl_c_while_the_server_is_started_is_no_error_of_a_library(monkeypatch
     process = subprocess.CompletedProcess([], 0)
     process.kill = started.clear  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        temporary_server.subprocess, "Popen", lambda command, env: started.append(command) or process
+        temporary_server, "ServerProcess", lambda command, **_: started.append(command) or process
     )
     at_exit = []
     monkeypatch.setattr(temporary_server.atexit, "register", at_exit.append)
@@ -133,6 +133,40 @@ def test_ctrl_c_while_the_server_is_started_is_no_error_of_a_library(monkeypatch
     assert started, "it comes when the server has been started"
     assert at_exit == [started.clear], "which is ended with this process, though Prefect does not know of it"
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+SERVER = """
+import signal, sys, types
+from flows.temporary_server import SHIELDED, _end_with
+signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
+vars(signal).pop("sigtimedwait", None)  # macOS has none
+server = types.SimpleNamespace(should_exit=False)
+print("waits", flush=True)
+_end_with(int(sys.argv[1]), server)
+sys.exit(7 if server.should_exit else 1)
+"""
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_server_ends_when_its_parent_says_so_or_has_gone_and_by_no_signal(told: bool) -> None:
+    from flows.temporary_server import ServerProcess
+
+    command = [sys.executable, "-c", SERVER, str(os.getpid())]
+    process = ServerProcess(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == b"waits\n"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+    if told:
+        process.terminate()
+    else:
+        process.stdin.close()
+    assert process.wait(timeout=60) == 7
+    if told:
+        process.terminate()  # is no error of one that has ended
+        process.stdin.close()
+    process.stdout.close()
 
 
 def test_one_sigterm_stops_and_a_second_does_not_disturb_what_cleans_up() -> None:
