@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.families.causal_lm import CausalLM
+from tasks.forgetting import likelihood as likelihood_module
 from tasks.forgetting.halves import write_halves
 from tasks.forgetting.slices import flip_slices
 from tasks.forgetting.suites import Suite, read_suite
@@ -139,6 +141,18 @@ def test_a_last_word_is_right_when_it_is_the_likeliest(subject: Any, raw: Path, 
     )
     assert set(selection.measure(subject)) <= {0.0, 1.0}
     assert selection.extract(0).endswith(selection.examples["continuation"].iloc[0])
+
+
+def test_of_equally_likely_tokens_the_first_is_the_likeliest_in_every_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(likelihood_module, "LOGITS_READ_AT_ONCE", 2 * 50)
+    logits = torch.randint(0, 4, (7, 50), generator=torch.Generator().manual_seed(0)).float()
+    at, target = torch.arange(7).repeat_interleave(50), torch.arange(50).repeat(7)
+    found, likeliest = likelihood_module._read_off(logits, at, target)
+    assert torch.equal(found, logits.log_softmax(-1).flatten())
+    assert likeliest.sum() == 7
+    assert torch.equal(likeliest, logits.argmax(-1).repeat_interleave(50) == target)
 
 
 YAML = """\
