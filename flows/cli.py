@@ -224,7 +224,8 @@ def _tell(root: Path, recipe: str, result: FlowResult) -> None:
     for line in _came_of_it(result):
         say(line)
     if result.exit_code:
-        print(f"retain: refused ({result.verdict}): {recipe} was not released.", file=sys.stderr)
+        why = result.refusal or f"{recipe} was not released."
+        print(f"retain: refused ({result.verdict}): {why}", file=sys.stderr)
         raise typer.Exit(result.exit_code)
 
 
@@ -255,7 +256,7 @@ def _came_of_it(result: FlowResult) -> Iterator[str]:
     if result.verdict == "GATE":
         ran = ", ".join(result.executed)
         yield f"Ran: {ran}. The stages after gate wait until it lets the data through."
-    elif not result.executed and not result.restored:
+    elif not (result.executed or result.restored or result.refusal):
         yield "Nothing to do: every stage is up to date."
     if result.version is not None:
         state = "released" if result.created else "was released before"

@@ -61,6 +61,8 @@ class FlowResult:
     created: bool = False
     """Whether this run made the version; False when the same content was there already."""
     promoted: bool = False
+    refusal: str = ""
+    """Why a model that passed was refused all the same: the champion has moved, say; empty otherwise."""
     experiment: str | None = None
     """Name of the DVC experiment, for a run with changes."""
     workspace: Path | None = None
@@ -71,7 +73,7 @@ class FlowResult:
     @property
     def exit_code(self) -> int:
         """Return 0 for PASS and 3 for a refusal."""
-        return 0 if self.verdict == "PASS" else Refused.exit_code
+        return 0 if self.verdict == "PASS" and not self.refusal else Refused.exit_code
 
 
 class RunRefused(Refused):
@@ -168,6 +170,7 @@ class Run:
             version=made.version if made else None,
             created=bool(made and made.created),
             promoted=bool(made and made.promoted),
+            refusal=str(refused) if refused and decision and decision.verdict == "PASS" else "",
             experiment=self.experiment,
             workspace=self.workspace.root if self.workspace and self.workspace.kept else None,
             summary=self._summary() if self.workspace else None,

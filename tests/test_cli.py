@@ -284,6 +284,20 @@ def test_a_run_in_which_little_ran_says_what_and_why(verdict: Any, executed: lis
     assert line.startswith(words)
 
 
+def test_a_run_that_passed_and_was_not_registered_says_why(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import finetune
+    from flows.runs import FlowResult
+
+    moved = "The champion of sentiment is version 2. Compare again."
+    result = FlowResult("sentiment", "calm-otter", "PASS", [], [], [], summary="# PASS", refusal=moved)
+    monkeypatch.setattr(finetune, "run_recipe", lambda *given, **named: result)
+    status, out, err = retain("run", "sentiment")
+    assert "Nothing to do" not in out
+    assert (status, err) == (3, f"retain: refused (PASS): {moved}\n")
+
+
 def test_durations_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert [duration(value) for value in (0.31, 61, 600, 9000)] == ["0.3 s", "61 s", "10 min", "2.5 h"]
     say_table(("a", "long"), [("value", "x")])

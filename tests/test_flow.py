@@ -29,7 +29,9 @@ from flows.stops import Stopped, Terminated, sigterm_stops
 from tasks.errors import ConfigError, Preempted, Refused, StageError
 from tasks.paths import Paths
 from tasks.recipe import load_recipe
+from tasks.reports import write_report
 from tests.project import COMMAND_LINE, STAGES, Project, make_project
+from tests.test_summary import run_reports
 
 
 @pytest.fixture
@@ -279,6 +281,20 @@ def test_a_stage_that_refuses_has_run(project: Project, monkeypatch: pytest.Monk
             run.build("gate")
     result = run.result(caught.value)
     assert (result.verdict, result.executed, result.reasons) == ("GATE", ["gate"], ["too few rows"])
+
+
+def test_a_model_that_passed_and_was_not_registered_is_a_refusal(project: Project) -> None:
+    paths, recipe = Paths(project.root, "tiny"), load_recipe(project.recipe())
+    decision = run_reports("pass").decision
+    assert decision is not None
+    write_report(paths.decision, decision)
+    with open_repo(project.root) as repo:
+        run = runs.Run("calm-otter", repo, recipe, paths, project.root, {}, print)
+        run.outcomes["decide"] = "unchanged"
+        assert (run.result().exit_code, run.result().refusal) == (0, "")
+        result = run.result(Refused("The champion of tiny is version 2. Compare again."))
+    assert (result.verdict, result.exit_code) == ("PASS", 3)
+    assert result.refusal == "The champion of tiny is version 2. Compare again."
 
 
 # --- whole runs ----------------------------------------------------------------------------------------
