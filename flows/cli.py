@@ -289,11 +289,12 @@ def tune(
     found = search(root, recipe, trials, say)
     say()
     say_table(
-        ("trial", "gain", "α", "lost", "as tuned", "lost", "what"),
+        ("trial", "gain", "nats", "α", "lost", "as tuned", "lost", "what"),
         [_trial_row(trial, allowed) for trial in found],
     )
     say(
-        "gain: on validation, within the budget, at that α; as tuned: at α = 1. "
+        "gain: on validation, within the budget, at that α; as tuned: at α = 1. nats: how much likelier the labels of "
+        "validation are, which orders the trials that gain, where there are labels. "
         "lost: the worst loss on the selection halves, as a share of what is allowed."
     )
     best = winner(found, allowed)
@@ -333,16 +334,17 @@ def _same_model(trial: Trial, result: FlowResult) -> str:
 
 def _trial_row(trial: Trial, allowed: Mapping[str, float]) -> tuple[str, ...]:
     if trial.gain is None or trial.tuned_gain is None:
-        return (str(trial.number), trial.state, "", "", "", "", trial.settings)
+        return (str(trial.number), trial.state, "", "", "", "", "", trial.settings)
     shares = [
         max((losses[name] / margin for name, margin in allowed.items()), default=0.0)
         for losses in (trial.kept or {}, trial.losses or {})
-        if losses
     ]
     kept, lost = (f"{max(share, 0.0):.0%}" for share in shares)
+    likelier = trial.log_likelihood_gain
     return (
         str(trial.number),
         f"{trial.gain:+.4f}",
+        "" if likelier is None else f"{likelier:+.4f}",
         f"{trial.alpha:g}",
         kept,
         f"{trial.tuned_gain:+.4f}",

@@ -70,6 +70,7 @@ def _merge(paths: Paths) -> str:
         (
             f"{outcome.alpha:g}",
             f"{outcome.gain:+.3f}",
+            "" if outcome.log_likelihood_gain is None else f"{outcome.log_likelihood_gain:+.3f}",
             "yes" if outcome.within_budget else ", ".join(outcome.blocked_by) or "not measured",
         )
         for outcome in report.outcomes
@@ -77,7 +78,7 @@ def _merge(paths: Paths) -> str:
     chosen = f"α = {report.alpha:g}" + (
         " (rescued: the tuned model itself is over the budget)" if report.rescued else ""
     )
-    return f"**{chosen}**\n\n" + _table(("α", "gain", "within budget"), rows)
+    return f"**{chosen}**\n\n" + _table(("α", "gain", "nats gained", "within budget"), rows)
 
 
 def _evaluate(paths: Paths) -> str:

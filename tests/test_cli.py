@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tasks import errors
 from tasks.files import FORBIDDEN
 from tasks.paths import Paths
 from tasks.reports import write_report
+from tasks.trials import Trial
 from tests.conftest import Run
 from tests.test_summary import run_reports
 
@@ -172,6 +174,26 @@ def test_plan_prints_why_and_cost(repository: Path, retain: Run, monkeypatch: py
     stages = (PlannedStage("prepare", "runs", ("has not run yet",), None),)
     assert "How long it takes is not known" in retain("plan", "sentiment")[1]
     assert "has no profile quick" in retain("plan", "sentiment", "--profile", "quick")[2]
+
+
+@pytest.mark.parametrize("allowed", [{"retrieval": 0.02}, {}], ids=["gating", "shown only"])
+def test_tune_shows_what_orders_its_trials(
+    repository: Path, retain: Run, monkeypatch: pytest.MonkeyPatch, allowed: dict[str, float]
+) -> None:
+    losses = dict.fromkeys(allowed, 0.01)
+    made = Trial(
+        0, {}, "complete", 0.02, 0.0312, alpha=0.6, tuned_gain=0.03, losses=losses, kept=losses, model="m"
+    )
+    unlabelled = replace(made, number=1, log_likelihood_gain=None)
+    monkeypatch.setattr("flows.tune.margins", lambda *_: allowed)
+    monkeypatch.setattr("flows.tune.search", lambda *_: [made, unlabelled, Trial(2, {}, "pruned")])
+    _, said, _ = retain("tune", "sentiment", "--no-run")
+    share = "50%" if allowed else "0%"
+    rows = [line.split()[:7] for line in said.splitlines() if line.strip()]
+    assert ["0", "+0.0200", "+0.0312", "0.6", share, "+0.0300", share] in rows
+    assert ["1", "+0.0200", "0.6", share, "+0.0300", share] in rows
+    assert ["2", "pruned"] in rows
+    assert "orders the trials that gain" in said
 
 
 def test_show_writes_a_page_and_marks_what_is_out_of_date(

@@ -10,6 +10,7 @@ import flows.publish
 from flows.publish import publish
 from tasks.paths import Paths
 from tasks.reports import ValidateReport, write_report
+from tests.test_summary import run_reports
 
 
 def test_a_validation_is_published_with_a_link_to_its_data_docs(
@@ -32,3 +33,22 @@ def test_a_validation_is_published_with_a_link_to_its_data_docs(
     publish(paths, "validate")
     assert shown["tiny-data-docs"] == page.as_uri()
     assert Path(shown["tiny-data-docs"].removeprefix("file://")).read_text() == "Data Docs"
+
+
+def test_the_mixtures_are_published_with_what_orders_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, str] = {}
+    monkeypatch.setattr(
+        flows.publish, "create_markdown_artifact", lambda text, key, **more: shown.update({key: text})
+    )
+    merge = run_reports("pass").merge
+    assert merge is not None
+    outcomes = [item.model_copy(update={"log_likelihood_gain": 0.25}) for item in merge.outcomes]
+    outcomes[0] = merge.outcomes[0]
+    paths = Paths(tmp_path, "tiny")
+    write_report(paths.merge, merge.model_copy(update={"outcomes": outcomes}))
+    publish(paths, "merge")
+    rows = [line.split(" | ") for line in shown["tiny-merge"].splitlines() if line.startswith("| ")]
+    assert rows[0][2] == "nats gained"
+    assert [row[2] for row in rows[2:]] == ["", *["+0.250"] * (len(outcomes) - 1)]

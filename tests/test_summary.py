@@ -295,6 +295,9 @@ def test_what_was_only_looked_at_is_not_called_measured() -> None:
         "The tuned model alone fits it too (+2.1 points); under it the labels of validation are less likely."
     )
     assert {row.cells[1]: row.cells[2] for row in ordered.tried}["1"] == "+2.1 points, −0.100 nats"
+    for made, said in ((summary, "The greatest gain is the best"), (ordered, "the one with the most nats")):
+        assert said in as_markdown(made)
+        assert said in as_html(made)
     gained, lost = (picture.drawing for picture in summary.choice_pictures)
     assert gained.count("<circle") == 11
     assert lost.count("<circle") == 2 * 3, "two benchmarks, measured at 0, 0.6 and 1"

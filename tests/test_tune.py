@@ -62,8 +62,10 @@ def test_every_trial_says_what_it_changed_and_what_came_of_it(paths: Paths) -> N
     found = tune(searched(paths), paths=paths, tell=told.append)
     assert [trial.number for trial in told] == [0, 1, 2]
     assert sorted(trial.number for trial in found) == [0, 1, 2]
-    gains = [trial.gain for trial in found if trial.gain is not None]
-    assert gains == sorted(gains, reverse=True)
+    ended = [trial for trial in found if trial.log_likelihood_gain is not None]
+    assert ended
+    orders = [((trial.gain or 0.0) > 0, trial.log_likelihood_gain or 0.0) for trial in ended]
+    assert orders == sorted(orders, reverse=True)
     for trial in found:
         assert trial.state in ("complete", "pruned")
         assert trial.changes["finetune.method"] in ("full", "lp-ft")

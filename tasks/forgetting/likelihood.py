@@ -325,9 +325,7 @@ def _read_off(logits: Tensor, at: Tensor, target: Tensor) -> tuple[Tensor, Tenso
         row, token = at[here] - start, target[here]
         # The harness's function, its rounding (1e-5 a token on a CPU) included: sums over 50 tokens agree within 1e-4.
         found[here] = some.log_softmax(-1)[row, token]
-        likeliest[here] = (
-            some.max(-1).indices[row] == token
-        )  # `argmax` does the same, in thrice the time on a CPU
+        likeliest[here] = some.max(-1).indices[row] == token  # as `argmax`, in half its time on a CPU
     return found, likeliest
 
 

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tasks.reports import DecideReport, EvaluateReport, FinetuneReport, SuiteVerdict, TargetOutcome
 from tasks.summary import charts
-from tasks.summary.choice import choice_pictures, choice_sentence, drift_pictures, flip_rows, tried_rows
+from tasks.summary.choice import (
+    choice_pictures,
+    choice_sentence,
+    drift_pictures,
+    flip_rows,
+    tried_rows,
+    tried_sentence,
+)
 from tasks.summary.content import LEVELS, Outcome, Picture, Row, Summary
 from tasks.summary.data import data_rows, data_sentence, failures, views, worst_examples
 from tasks.summary.drift import drift_sentence, slice_cells
@@ -44,6 +51,7 @@ def summarize(
         choice=choice_sentence(reports.merge) if reports.merge else "",
         choice_pictures=choice_pictures(reports),
         tried=tried_rows(reports.merge) if reports.merge else (),
+        tried_sentence=tried_sentence(reports.merge) if reports.merge else "",
         training=_training(reports.finetune) if reports.finetune else "",
         training_pictures=_training_pictures(reports.history) if reports.finetune else (),
         data=data_rows(reports.gate) if reports.gate else (),

@@ -65,6 +65,16 @@ def tried_rows(merge: MergeReport) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def tried_sentence(merge: MergeReport) -> str:
+    """Say in words what orders the mixtures that gain."""
+    if merge.tuned.log_likelihood_gain is None:
+        return "The greatest gain is the best, and of equals the smallest α."
+    return (
+        "Of mixtures that gain, the best is the one with the most nats: so much likelier than at α = 0 are the labels of "
+        "validation, a row, each model being as sure as fits it best."
+    )
+
+
 def _gained(metric: str, outcome: AlphaOutcome) -> str:
     """Write what a mixture gains in the metric, and in what orders those that gain."""
     likelier = outcome.log_likelihood_gain

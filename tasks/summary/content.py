@@ -65,6 +65,8 @@ class Summary:
     choice_pictures: tuple[Picture, ...] = ()
     tried: tuple[Row, ...] = ()
     """Mixtures of base and tuned model that were tried: on the selection halves, or on validation alone."""
+    tried_sentence: str = ""
+    """What orders them, in words."""
     training: str = ""
     training_pictures: tuple[Picture, ...] = ()
     data: tuple[Row, ...] = ()
