@@ -22,6 +22,7 @@ from tests.bench.forgetting_figures import (
     OURS,
     Found,
     Result,
+    choice_figures,
     confirmation_figures,
     coverage,
     figures,
@@ -242,3 +243,23 @@ def test_confirmations_are_counted_of_choices_that_were_asked() -> None:
     tuned = made["case: tuned models as they are that the report halves confirm"]
     assert (tuned.value, tuned.n, tuned.met) == (pytest.approx(1 / 3), 3, None)
     assert list(confirmation_figures("case", results[3:])) == []
+
+
+def test_how_well_validation_orders_the_models_is_told_by_metric_and_by_log_likelihood() -> None:
+    results = []
+    for seed in (1, 2):
+        for place, method in enumerate(("full", "BitFit", "LP-FT")):
+            tuned = dataclasses.replace(found(0.1 * place, 1.0, -0.1 * place), log_likelihood=0.01 * place)
+            within = dataclasses.replace(found(0.1 * place, 0.5, 0.1 * place), log_likelihood=-0.01 * place)
+            results.append(result(method, seed, tuned, within))
+    said = {figure.figure.removeprefix("case: rank correlation of gain on test and "): figure.value
+            for figure in choice_figures("case", results)}  # fmt: skip
+    assert said == {
+        "its metric on validation, tuned models": pytest.approx(-1),
+        "log-likelihood on validation, tuned models": pytest.approx(1),
+        "its metric on validation, mixtures within the budget": pytest.approx(1),
+        "log-likelihood on validation, mixtures within the budget": pytest.approx(-1),
+    }
+    assert not list(choice_figures("case", [dataclasses.replace(results[0], tuned=found(0.1, 1.0))])), (
+        "not measured"
+    )

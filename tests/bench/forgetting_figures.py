@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.stats import spearmanr
+
 from tasks.files import write_text
 from tasks.forgetting.way import rank
 from tasks.recipe import load_recipe, recipe_path
@@ -100,6 +102,7 @@ def publish_results(seeds: int) -> None:
         made += search_figures(case.recipe, results)
         made += look_figures(case.recipe, results)
         made += confirmation_figures(case.recipe, results)
+        made += choice_figures(case.recipe, results)
         picture = ROOT / "docs" / "images" / f"front-{case.recipe}.svg"
         write_text(picture, draw_front([ours, *alone], case.title, case.gain))
         print(f"drawn in {picture.relative_to(ROOT)}")
@@ -209,6 +212,25 @@ def confirmation_figures(recipe: str, results: Sequence[Result]) -> Iterator[Fig
             plan = (f">= {PLAN:g}", share >= PLAN) if judged else (None, None)
             yield Figure(
                 f"{recipe}: {what} that the report halves confirm", share, "share", n, n, None, *plan
+            )
+
+
+def choice_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
+    """Yield how well validation orders the models of a seed as the test split does, by metric and by log-likelihood."""
+    seeds = sorted({result.seed for result in results})
+    if any(result.tuned.log_likelihood is None for result in results):
+        return
+    for what, model in (("tuned models", "tuned"), ("mixtures within the budget", "within")):
+        for by in ("validated", "log_likelihood"):
+            pools = [[getattr(made, model) for made in results if made.seed == seed] for seed in seeds]
+            order = [
+                float(spearmanr([getattr(one, by) for one in own], [one.gain for one in own])[0])
+                for own in pools
+            ]
+            name = "its metric" if by == "validated" else "log-likelihood"
+            label = f"{recipe}: rank correlation of gain on test and {name} on validation, {what}"
+            yield Figure(
+                label, sum(order) / len(order), "", len(pools[0]), len(seeds), (min(order), max(order))
             )
 
 
