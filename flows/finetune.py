@@ -142,9 +142,8 @@ def run_recipe(
     given = changes if isinstance(changes, Changes) else changes_of(changes or {})
     root = root or find_root()
     with _in_folder(root), sigterm_stops():
-        check_start(
-            root, recipe, given.by_field() if given else {}
-        )  # the flow does too, after Prefect's start
+        # So does the flow, but only once Prefect's server runs.
+        check_start(root, recipe, given.by_field() if given else {})
         start_server()
         with reason_left_to_the_end():
             state: State[Any] = finetune(

@@ -42,8 +42,9 @@ def sigterm_stops() -> Iterator[None]:
             stopped = True
             raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        signal.signal(signal.SIGTERM, stop)
         yield
     except Terminated:
         raise Stopped from None

@@ -189,6 +189,21 @@ def test_one_sigterm_stops_and_a_second_does_not_disturb_what_cleans_up() -> Non
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_sigterm_as_soon_as_it_is_heeded_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, install = signal.getsignal(signal.SIGTERM), signal.signal
+
+    def installed_and_sent(number: int, handler: object) -> object:
+        found = install(number, handler)  # type: ignore[arg-type]
+        if handler != before:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(signal, "signal", installed_and_sent)
+    with pytest.raises(Stopped), sigterm_stops():
+        raise AssertionError("it has been stopped")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_changes_are_typed_and_named_by_field() -> None:
     changes = Changes(learning_rate=1e-5, fields={"merge.alphas": [0, 1]})
     assert changes.by_field() == {"finetune.learning_rate": 1e-5, "merge.alphas": [0, 1]}

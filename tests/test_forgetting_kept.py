@@ -231,6 +231,17 @@ def test_a_model_of_no_numbers_is_refused_and_keeps_nothing(store: Path, tmp_pat
     assert not list(store.rglob("*.npz"))
 
 
+def test_a_classifier_whose_scores_are_no_numbers_is_refused(store: Path, tmp_path: Path) -> None:
+    model = tiny_classifier(make_tiny_base(tmp_path / "base"))
+    with torch.no_grad():
+        next(model.head.parameters()).fill_(float("nan"))
+    rows = pd.DataFrame({"id": ["a", "b"], "text": ["good", "bad"], "label": [0, 1]})
+    assert np.isfinite(model.measure(rows).outcomes).all(), "it answers, whatever its scores are"
+    with pytest.raises(StageError, match=r"gives no number for 2 of 2 examples, a, b"):
+        kept_measure(model, rows)
+    assert not list(store.rglob("*.npz"))
+
+
 def test_outcomes_that_are_no_numbers_name_their_examples(
     language_model: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

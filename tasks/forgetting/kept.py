@@ -79,7 +79,9 @@ def kept_measure(model: Model, rows: pd.DataFrame) -> Measured:
 
     def measure() -> Arrays:
         found = model.measure(rows)
-        must_be_finite(found.outcomes, rows["id"].astype(str).tolist(), f"the task ({model.metric})")
+        # A classifier whose scores are no numbers still answers something: its losses tell.
+        for figures in (found.outcomes, found.losses):
+            must_be_finite(figures, rows["id"].astype(str).tolist(), f"the task ({model.metric})")
         arrays = {name: getattr(found, name) for name in MEASURED}
         return {name: values for name, values in arrays.items() if values is not None}
 
