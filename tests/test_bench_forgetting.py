@@ -252,8 +252,12 @@ def test_how_well_validation_orders_the_models_is_told_by_metric_and_by_log_like
             tuned = dataclasses.replace(found(0.1 * place, 1.0, -0.1 * place), log_likelihood=0.01 * place)
             within = dataclasses.replace(found(0.1 * place, 0.5, 0.1 * place), log_likelihood=-0.01 * place)
             results.append(result(method, seed, tuned, within))
-    said = {figure.figure.removeprefix("case: rank correlation of gain on test and "): figure.value
-            for figure in choice_figures("case", results)}  # fmt: skip
+    figures_of = {figure.figure: figure.value for figure in choice_figures("case", results)}
+    start = "case: rank correlation of gain on test and "
+    said = {name.removeprefix(start): value for name, value in figures_of.items() if name.startswith(start)}
+    label = "case: gain of what its metric alone would choose, "
+    assert figures_of[label + "tuned models"] == pytest.approx(0.0)
+    assert figures_of[label + "mixtures within the budget"] == pytest.approx(0.2)
     assert said == {
         "its metric on validation, tuned models": pytest.approx(-1),
         "log-likelihood on validation, tuned models": pytest.approx(1),

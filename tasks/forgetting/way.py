@@ -17,8 +17,8 @@ Both end in the tuned model at α = 1; `wise-ft` begins at the base. Three steps
 
 *Which is best?* Of mixtures whose metric rises on validation, the one under which the labels are likeliest, each being as
 sure as fits it best (`tasks/measures/calibration.py`). A few hundred rows cannot tell the accuracy of neighbours; their
-log-likelihood ranks the test accuracy far better (docs/forgetting.md). Without labels the metric itself decides: where it
-is a log-likelihood already, say. Of equals the α nearest to the base wins.
+log-likelihood is the better judge there (docs/forgetting.md, "What chooses"). Without labels the metric itself decides:
+where it is a log-likelihood already, say. Of equals the α nearest to the base wins.
 """
 
 from __future__ import annotations

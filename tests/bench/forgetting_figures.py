@@ -216,13 +216,21 @@ def confirmation_figures(recipe: str, results: Sequence[Result]) -> Iterator[Fig
 
 
 def choice_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
-    """Yield how well validation orders the models of a seed as the test split does, by metric and by log-likelihood."""
+    """Yield how well validation orders the models of a seed as the test split does, by metric and by log-likelihood.
+
+    And what the metric alone would have chosen of them: it was the order until log-likelihood took its place.
+    """
     seeds = sorted({result.seed for result in results})
     if any(result.tuned.log_likelihood is None for result in results):
         return
     for what, model in (("tuned models", "tuned"), ("mixtures within the budget", "within")):
+        pools = [[getattr(made, model) for made in results if made.seed == seed] for seed in seeds]
+        gains = [max(own, key=lambda one: (one.validated, -one.alpha)).gain for own in pools]
+        label = f"{recipe}: gain of what its metric alone would choose, {what}"
+        yield Figure(
+            label, sum(gains) / len(gains), "score", len(pools[0]), len(seeds), (min(gains), max(gains))
+        )
         for by in ("validated", "log_likelihood"):
-            pools = [[getattr(made, model) for made in results if made.seed == seed] for seed in seeds]
             order = [
                 float(spearmanr([getattr(one, by) for one in own], [one.gain for one in own])[0])
                 for own in pools
