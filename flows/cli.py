@@ -18,7 +18,8 @@ import typer
 from flows import release_commands
 from flows.console import duration, find_root, parse_settings, say, say_json, say_markdown, say_table
 from tasks.errors import ConfigError, PipelineError, StageError, did_you_mean
-from tasks.files import disk_full, system_says
+from tasks.exit_status import exit_status
+from tasks.files import disk_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,16 +57,7 @@ Settings = Annotated[
 
 def main() -> None:
     """Run the command line; expected errors print without a traceback and exit with their own status."""
-    try:
-        app(prog_name="retain")
-    except PipelineError as error:
-        print(f"retain: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if not (said := system_says(error)):
-            raise
-        print(f"retain: {said}", file=sys.stderr)
-        sys.exit(PipelineError.exit_code)
+    sys.exit(exit_status("retain", lambda: app(prog_name="retain")))
 
 
 def _enter_root() -> Path:
