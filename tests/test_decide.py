@@ -309,10 +309,20 @@ def test_the_champion_itself_passes(case: Case) -> None:
     assert case.decide().verdict == "PASS"
 
 
-def test_missing_outcomes_are_an_error(case: Case) -> None:
-    case.suites["retrieval"].loc[3, "candidate"] = np.nan
+@pytest.mark.parametrize("model", ["base", "candidate"])
+def test_missing_outcomes_are_an_error(case: Case, model: str) -> None:
+    whole = case.suites["retrieval"].copy()
+    case.suites["retrieval"].loc[3, model] = np.nan
     with pytest.raises(StageError, match=r"lacks outcomes of 1 examples, \['e3'\]"):
         case.decide()
+    case.suites["retrieval"] = whole.drop(columns=model)
+    paths = case.paths
+    write_table(case.suites["retrieval"], paths.records / "suites" / "retrieval.parquet")
+    with pytest.raises(StageError, match=f"has no column {model}: run `evaluate` again"):
+        case.judge()
+    (paths.records / "suites" / "retrieval.parquet").unlink()
+    with pytest.raises(StageError, match=r"cannot be read .* run `evaluate` again"):
+        case.judge()
 
 
 def test_records_that_lack_examples_are_an_error(case: Case) -> None:

@@ -67,3 +67,11 @@ def test_terms_of_macro_f1_have_it_as_their_mean_and_spread_as_leaving_each_row_
     terms = macro_f1_terms(truth, said, 4)
     assert terms.mean() == pytest.approx(score(everyone))
     assert terms - terms.mean() == pytest.approx(pseudo - pseudo.mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_correlation_with_what_does_not_vary_is_none(constant: int) -> None:
+    """As with guessing: `decide` then says that no forgetting can be seen."""
+    sides = [np.arange(150.0), np.arange(150.0)]
+    sides[constant][:] = 3.0
+    assert not spearman_terms(sides[0], sides[1]).any()

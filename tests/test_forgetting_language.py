@@ -83,7 +83,7 @@ def test_the_likeliest_choice_is_the_answer(subject: Any, raw: Path, tmp_path: P
         ChoiceBenchmark(kind="choices", file="arc.jsonl", prompt="{query} title"), raw, tmp_path
     )
     assert len(selection.examples) + len(report.examples) == 40
-    assert selection.chance == 0.5
+    assert selection.chance(subject) == 0.5
     for suite in (selection, report):
         expected = []
         for _, row in suite.examples.iterrows():
@@ -105,7 +105,16 @@ def test_a_block_of_text_has_its_mean_log_likelihood(subject: Any, raw: Path, tm
     start = subject.model.tokenizer.bos_token
     assert found[0] == pytest.approx(likelihood(subject.model, start, f" {text}") / 20, abs=1e-4)
     assert (found < 0).all()
-    assert (found > selection.chance).all()
+
+
+def test_a_language_model_that_knows_nothing_is_at_chance(raw: Path, tmp_path: Path) -> None:
+    """One to which every token is as likely as any other: what it loses could not be told from nothing."""
+    blank = CausalLM.load_base(make_base("llama", tmp_path / "bases"), "cpu")
+    torch.nn.init.zeros_(blank.network.get_output_embeddings().weight)
+    benchmark = PerplexityBenchmark(kind="perplexity", file="text.txt", block_words=20)
+    selection, _ = halves(benchmark, raw, tmp_path)
+    measured: Any = SimpleNamespace(model=blank, max_length=64)
+    assert selection.measure(measured) == pytest.approx(selection.chance(measured), abs=1e-5)
 
 
 def test_reference_text_may_be_a_field_of_json(raw: Path, tmp_path: Path) -> None:
@@ -239,6 +248,47 @@ def test_a_task_that_names_no_choice_as_right_is_refused(
     benchmark = HarnessBenchmark(kind="harness", harness_task="known", file="known.yaml")
     with pytest.raises(DataError, match=said):
         write_halves("known", benchmark, DATA, raw, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "The task known has no examples"), ("no JSON", "The task known cannot be read: DatasetGeneration")],
+)
+def test_a_task_whose_file_holds_nothing_is_refused(
+    content: str, said: str, raw: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    (raw / "arc.jsonl").write_text(content)
+    (raw / "known.yaml").write_text(YAML)
+    benchmark = HarnessBenchmark(kind="harness", harness_task="known", file="known.yaml")
+    with pytest.raises(DataError, match=said):
+        write_halves("known", benchmark, DATA, raw, tmp_path)
+
+
+def test_a_task_is_found_by_its_name_in_the_harness(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    import datasets
+
+    rows = [
+        {
+            "question": f"{words(5, n)} {n}",
+            "choices": {"text": ["good", "bad"], "label": ["A", "B"]},
+            "answerKey": "AB"[n % 2],
+        }
+        for n in range(12)
+    ]
+    table = datasets.Dataset.from_list(rows)
+    hub = datasets.DatasetDict({"train": table, "validation": table, "test": table})
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **_: asked.append(path) or hub)
+    benchmark = HarnessBenchmark(kind="harness", harness_task="arc_easy", metric="acc_norm")
+    found = pd.concat([half.examples for half in halves(benchmark, raw, tmp_path)])
+    assert asked == ["allenai/ai2_arc"]
+    right = {f"Question: {row['question']}\nAnswer:": "AB".index(str(row["answerKey"])) for row in rows}
+    assert dict(zip(found["query"], found["gold"], strict=True)) == right
+    assert set(found["choices"]) == {'[" good", " bad"]'}
 
 
 def test_a_group_of_tasks_is_no_task(raw: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def task_examples(name: str, file: Path | None, shots: int | None = None) -> lis
         DataError: the task's data cannot be had.
     """
     try:
+        from datasets.exceptions import DatasetsError
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise ConfigError(
@@ -53,7 +54,9 @@ def task_examples(name: str, file: Path | None, shots: int | None = None) -> lis
             if shots is not None:
                 task.set_config(key="num_fewshot", value=shots)
             task.build_all_requests(limit=None, rank=0, world_size=1)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except StopIteration:  # the harness looks at the first document before it counts them
+            raise DataError(f"The task {name} has no examples.") from None
+        except (OSError, ValueError, LookupError, TypeError, DatasetsError) as error:
             raise DataError(f"The task {name} cannot be read: {type(error).__name__}: {error}") from error
     return [_example(task, instances, kind) for instances in _by_document(task)]
 

@@ -123,7 +123,7 @@ def compare(suite: Suite, base: Subject, candidate: Subject) -> SuiteOutcome:
         candidate=float(after.mean()),
         loss=loss.mean,
         standard_error=loss.standard_error,
-        chance=suite.chance,
+        chance=suite.chance(base),
     )
 
 

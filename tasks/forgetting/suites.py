@@ -19,6 +19,7 @@ All are zero-shot or fit on their own part, so nothing here depends on what the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,6 @@ EXTRACT = 160
 EXTRAS = {"retrieval": "corpus", "probe": "fit", "knn": "fit"}
 TOKENS_A_BATCH = {"cpu": 2048, "cuda": 65_536}
 """Tokens of a forward pass over requests."""
-NOTHING_KNOWN = -20.0
-"""Nats a token below what any tokenizer's vocabulary gives by guessing."""
 ASKED = ("image", "text", "query", "context")
 """Columns of examples that hold what a model is asked, the first that is there: an image's `text` names its file."""
 EMBEDDING = ("retrieval", "probe", "knn", "similarity")
@@ -88,9 +87,8 @@ class Suite:
         """The benchmark's name in the recipe."""
         return self.info.name
 
-    @property
-    def chance(self) -> float:
-        """What guessing scores; minus infinity where nothing is guessed."""
+    def chance(self, subject: Measurable) -> float:
+        """Return what guessing scores; of text, each token of the model's vocabulary as likely as any other."""
         kind = self.info.kind
         if kind == "retrieval":
             documents = len(self.other)
@@ -101,7 +99,8 @@ class Suite:
             choices = self.examples["choices"].map(lambda row: len(json.loads(row)))
             return float((1 / choices[choices > 1]).sum() / len(choices))
         if kind in ("perplexity", "masked-lm"):
-            return NOTHING_KNOWN
+            network = subject.model.network if kind == "perplexity" else _encoder(subject).original
+            return -math.log(network.config.get_text_config().vocab_size)
         return 0.0
 
     def measure(self, subject: Measurable) -> NDArray[np.float64]:
