@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoModelForImageClassification
 
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.families import load_model
+from tasks.families.image_classification import ImageClassifier
 from tasks.families.interface import interpolate
 from tasks.families.text_classification import TextClassifier
 from tasks.forgetting.halves import write_halves
@@ -20,8 +25,10 @@ from tasks.forgetting.suites import Suite, read_suite
 from tasks.models import Encoder, load_encoder
 from tasks.original_heads import PASSES, _masked_rows
 from tasks.prepare import _refuse_missing_heads
-from tasks.recipe import Data, Evaluate, HeadBenchmark, PerplexityBenchmark, Recipe, Table
+from tasks.recipe import Data, Evaluate, FeatureBenchmark, HeadBenchmark, PerplexityBenchmark, Recipe, Table
+from tests.architectures import make_base
 from tests.project import make_project
+from tests.test_families import picture
 from tests.tiny import WORDS, make_tiny_base, tiny_classifier
 
 TEXTS = [" ".join(np.random.default_rng(seed).choice(WORDS, 6 + seed)) for seed in range(8)]
@@ -126,6 +133,44 @@ def test_a_classifier_s_head_is_asked_about_texts(classified: Path, store: Path)
         with torch.inference_mode():
             logits = encoder.original(**encoder.tokenizer(text, return_tensors="pt")).logits[0]
         assert outcome == float(int(logits.argmax()) == label)
+
+
+def pictured(store: Path, kind: str) -> Suite:
+    """Return the selection half of a benchmark of images, half of them dark and half bright."""
+    (store / "images").mkdir()
+    generator = np.random.default_rng(5)
+    for number in range(90):
+        (store / "images" / f"{number}.png").write_bytes(picture(number % 2 > 0, generator))
+    lines = [f"{number}.png,{('dark', 'bright')[number % 2]}" for number in range(90)]
+    (store / "seen.csv").write_text("file,label\n" + "\n".join(lines) + "\n")
+    table = Table(file="seen.csv", image="file", image_folder="images", id="file")
+    of: dict[str, type[HeadBenchmark | FeatureBenchmark]] = {"head": HeadBenchmark, "probe": FeatureBenchmark}
+    benchmark = of[kind].model_validate({"kind": kind, "table": table, "labels": ["dark", "bright"]})
+    write_halves("seen", benchmark, DATA, store, store / "halves")
+    return read_suite(store / "halves" / "selection" / "seen")
+
+
+def test_an_image_classifier_s_head_is_asked_about_images(store: Path) -> None:
+    suite, folder = pictured(store, "head"), make_base("resnet", store)
+    found = suite.measure(
+        Subject(ImageClassifier.load_base(folder, "cpu"), Evaluate(precision="fp32", max_length=64))
+    )
+    whole = AutoModelForImageClassification.from_pretrained(folder).eval()
+    for image, label, outcome in zip(suite.examples["image"], suite.examples["label"], found, strict=True):
+        pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(image)))).permute(2, 0, 1) / 127.5 - 1
+        with torch.inference_mode():
+            assert outcome == float(whole(pixels[None]).logits.argmax() == label)
+    three = dataclasses.replace(suite, info=suite.info.model_copy(update={"labels": ["dark", "bright", "?"]}))
+    with pytest.raises(StageError, match="names 3 labels, the base's original head tells 2 apart"):
+        three.measure(
+            Subject(ImageClassifier.load_base(folder, "cpu"), Evaluate(precision="fp32", max_length=64))
+        )
+
+
+def test_a_probe_tells_dark_images_from_bright_ones(store: Path) -> None:
+    suite, folder = pictured(store, "probe"), make_base("resnet", store)
+    base = Subject(ImageClassifier.load_base(folder, "cpu"), Evaluate(precision="fp32", max_length=64))
+    assert suite.measure(base).mean() > 0.9
 
 
 def test_another_head_on_the_same_backbone_is_measured_by_itself(classified: Path, store: Path) -> None:
