@@ -74,7 +74,7 @@ bench-margins: .venv/.demo  ## Which margins benchmarks carry: the demo's last r
 bench-tax: .venv/.demo  ## What orchestration costs, as a share of the stages' own time
 	$(BIN)/python -m tests.bench.bench_tax
 
-bench-forgetting: .venv/.demo  ## Gain and forgetting, every method by itself and ours at equal compute; draws the front
+bench-forgetting: .venv/.demo  ## Gain and forgetting, every method by itself, and ours of the same trainings; draws the front
 	$(BIN)/python -m tests.bench.bench_forgetting
 
 bench-gates: .venv/.installed  ## The data gates: false alarms, power, planted and natural defects found

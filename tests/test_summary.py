@@ -225,6 +225,34 @@ def test_a_refusal_shows_reasons_advice_and_flips() -> None:
     assert PICTURE not in as_markdown(summary)
 
 
+def test_a_refusal_says_what_was_lost_how_sure_that_is_and_what_was_tried() -> None:
+    reports = run_reports("fail")
+    assert reports.merge is not None
+    assert reports.decision is not None
+    lost = [
+        r.Flip(suite="constitution", id=f"q{number}", extract=f"article {number}", base=1.0, candidate=0.1)
+        for number in range(10)
+    ]
+    advice = ["Lower finetune.learning_rate to 1e-4.", "Set finetune.epochs: 1.", "Give data.replay."]
+    reports = dataclasses.replace(
+        reports,
+        merge=reports.merge.model_copy(update={"flips": lost}),
+        decision=reports.decision.model_copy(update={"advice": advice}),
+    )
+    summary = summarize(reports, "sentiment")
+    text, page = as_markdown(summary), as_html(summary)
+    assert "| constitution | MRR | 232 | 0.671 | 0.244 | −0.427 | −0.458 | −0.030 | FAIL |" in text
+    assert "one-sided 95 % bound" in text
+    assert text.count("| all weights alike (WiSE-FT) |") == len(reports.merge.outcomes) == 11
+    assert text.count("too much lost, or too unsure") == 7
+    for said in (text, page):
+        for number in range(10):
+            assert f"article {number}" in said
+        for change in advice:
+            assert change in said
+        assert "rom the selection halves only" in said
+
+
 @pytest.mark.parametrize(
     "picture", ["https://elsewhere.example/seen.png", 'data:image/png;base64,"><script>']
 )
