@@ -4,7 +4,8 @@
 tuned model, and the mixture with its base that is best by validation within the budget on the selection halves. Ours is
 what `retain tune` does with these trainings: of the mixtures, the best by validation. Beside it stands, at equal compute,
 what a search without a budget takes of the very same trainings: the tuned model that is best by validation. A single
-method costs one training, and these two cost all of them. What is reported was used for no choice: gain on the test split, loss on the report halves. The fronts are drawn in docs/images/front-<recipe>.svg.
+method costs one training, and these two cost all of them. What is reported was used for no choice: gain on the test
+split, loss on the report halves. The fronts are drawn in docs/images/front-<recipe>.svg.
 
 Every training is written to `benchmarks/forgetting/<recipe>.jsonl` as it ends, and is not made again: a run that was
 stopped goes on, here or on another machine. Other sizes, rates or code of a case begin anew.
