@@ -40,6 +40,9 @@ def command(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
         "RETAIN_HOME": str(clone.parent / "store"),
         "RETAIN_DATA": str(DATA),
         "HF_HUB_OFFLINE": "1",
+        # Nobody has told git a name here, as on a machine that only trains.
+        "HOME": str(clone.parent / "home"),
+        "GIT_CONFIG_NOSYSTEM": "1",
     }
     return subprocess.run(
         [sys.executable, *words], cwd=clone, env=environment, capture_output=True, text=True, check=False

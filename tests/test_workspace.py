@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from flows.workspace import (
     change_recipe,
     commit_of,
     experiment_name,
+    git,
     own_workspace,
     save_experiment,
+    signed,
     workspaces,
 )
 from tasks.errors import ConfigError
@@ -161,3 +164,29 @@ def test_what_was_built_before_is_taken_and_what_is_built_is_kept(project: Proje
     assert Paths(project.root, "tiny").decision.read_bytes() == decision
     assert build_all(project.root) == ["unchanged"] * 9
     assert [run.name for run in kept_runs(project.root)] == ["calm-otter"], "DVC's note of it is no run"
+
+
+def test_where_git_knows_no_name_commits_are_signed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_AUTHOR_EMAIL", "half@localhost")
+    git(tmp_path, "init", "--quiet")
+
+    def author() -> str:
+        git(tmp_path, "-c", "user.useConfigOnly=true", "commit", "--quiet", "--allow-empty", "-m", "one")
+        return git(tmp_path, "log", "-1", "--format=%an <%ae>, %cn <%ce>").strip()
+
+    with pytest.raises(ConfigError, match="git"):
+        author()
+    with signed(tmp_path):
+        assert author() == "retain <retain@localhost>, retain <retain@localhost>"
+    assert os.environ["GIT_AUTHOR_EMAIL"] == "half@localhost"
+    assert "GIT_COMMITTER_NAME" not in os.environ
+    git(tmp_path, "config", "user.name", "Ada")
+    git(tmp_path, "config", "user.email", "ada@localhost")
+    with signed(tmp_path):
+        assert author() == "Ada <half@localhost>, Ada <ada@localhost>"
