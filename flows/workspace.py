@@ -224,7 +224,7 @@ def save_experiment(repo: Repo, name: str, stages: Sequence[str], recipe: str, m
 @contextmanager
 def signed(root: Path) -> Iterator[None]:
     """Let commits be signed as `SIGNATURE` meanwhile, where git knows no name: a machine that only trains has none."""
-    given = {}
+    given: dict[str, str] = {}
     for who in ("AUTHOR", "COMMITTER"):
         try:
             git(root, "-c", "user.useConfigOnly=true", "var", f"GIT_{who}_IDENT")
