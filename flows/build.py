@@ -14,10 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from flows.console import environment
 from tasks.errors import ConfigError, PipelineError, Preempted, Refused, StageError
 from tasks.paths import Paths
 from tasks.stage_log import ONLY_LOG
@@ -146,22 +147,10 @@ def last_words(log: Path, stage: str) -> str:
 # --- how a stage is started, followed and ended --------------------------------------------------------
 
 
-@contextmanager
-def _stage_environment() -> Iterator[None]:
+def _stage_environment() -> AbstractContextManager[None]:
     # `python` in dvc.yaml must be the Python of this environment, whether or not it is activated.
-    before = {name: os.environ.get(name) for name in ("PATH", ONLY_LOG)}
-    os.environ["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    )
-    os.environ[ONLY_LOG] = "log"
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    own, found = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    return environment({"PATH": os.pathsep.join([own, found]), ONLY_LOG: "log"})
 
 
 @contextmanager

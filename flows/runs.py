@@ -188,14 +188,19 @@ def check_start(home: Path, recipe: str, fields: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the recipe, the changes or the repository do not allow it.
     """
+    _check_checkout(home, recipe, fields)
+    if not fields:  # else it is listed in a workspace of its own
+        with open_repo(home) as repo:
+            check_listed(repo, recipe)
+
+
+def _check_checkout(home: Path, recipe: str, fields: Mapping[str, Any]) -> None:
     load_recipe(recipe_path(home, recipe))
     if fields:
         check_committed(home)
         changed_recipe(home, recipe, fields)
-        return  # it is listed in a workspace of its own
-    commit_of(home)
-    with open_repo(home) as repo:
-        check_listed(repo, recipe)
+    else:
+        commit_of(home)
 
 
 @contextmanager
@@ -209,7 +214,7 @@ def started(recipe: str, changes: Changes | None, if_running: IfRunning) -> Iter
     """
     home = find_root()
     fields = changes.by_field() if changes else {}
-    check_start(home, recipe, fields)
+    _check_checkout(home, recipe, fields)
     say = _logger().info
     name = experiment_name(_flow_run_name(), home) if fields else _flow_run_name()
     with ExitStack() as stack:
@@ -220,8 +225,7 @@ def started(recipe: str, changes: Changes | None, if_running: IfRunning) -> Iter
         paths = Paths(root, recipe)
         stack.enter_context(only_run(paths, name, if_running, say))
         repo = stack.enter_context(open_repo(root))
-        if workspace:
-            check_listed(repo, recipe)
+        check_listed(repo, recipe)
         run = Run(name, repo, load_recipe(recipe_path(root, recipe)), paths, home, fields, say, workspace)
         if workspace:
             workspace.kept = True  # for inspection, until the run is saved

@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.survey import IMAGE_FOLDER, MOST_LABELS, Column, Survey, shortened, survey
 from flows.workspace import list_in_params
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError, DataError, first_of
 from tasks.files import write_text
 from tasks.rates import USUAL_RATES
 from tasks.recipe import IMAGE_SUFFIXES, MIN_ROWS_A_CLASS, load_recipe, recipe_path
@@ -443,7 +443,7 @@ def _refuse_unlike_labels(test: Survey, label: str, known: Mapping[str, int], co
     if problems:
         raise DataError(
             f"--test {test.file} does not fit the labels of the training file. Add rows, remove rows, or merge labels:",
-            [*problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])],
+            first_of(problems),
         )
 
 

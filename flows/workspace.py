@@ -17,6 +17,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.console import environment
 from tasks.errors import ConfigError, StageError
 from tasks.files import write_text
 from tasks.paths import registry_root
@@ -230,16 +231,8 @@ def signed(root: Path) -> Iterator[None]:
             git(root, "-c", "user.useConfigOnly=true", "var", f"GIT_{who}_IDENT")
         except ConfigError:
             given |= {f"GIT_{who}_{part}": value for part, value in SIGNATURE.items()}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
+    with environment(given):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def experiment_name(run_name: str, home: Path) -> str:

@@ -59,6 +59,12 @@ class Preempted(PipelineError):
     exit_code = 75
 
 
+def first_of(problems: Sequence[str], most: int = 20) -> list[str]:
+    """Return the first problems of many, and how many more there are."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return [*problems[:most], *more]
+
+
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """Return what ends the message on an unknown name: a question after the nearest known ones, if any is near."""
     near = difflib.get_close_matches(name, list(known), n=most)

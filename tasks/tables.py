@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError, DataError, first_of
 from tasks.files import fingerprint
 from tasks.recipe import IMAGE_SUFFIXES, UNLABELLED, Table
 
@@ -390,17 +390,12 @@ def _read_delimited(table: Table, text: str, path: Path) -> pd.DataFrame:
             f"{path}, row from line {start} on: {error}. For raw text set `quoting: false`."
         ) from None
     if ragged:
-        raise DataError(f"{path} has {len(ragged)} ragged row(s):", _first(ragged))
+        raise DataError(f"{path} has {len(ragged)} ragged row(s):", first_of(ragged, SHOWN))
     repeated = sorted({name for name in header or [] if (header or []).count(name) > 1})
     if repeated:
         raise DataError(f"{path}: the column name(s) {', '.join(repeated)} are repeated.")
     frame = pd.DataFrame(rows, columns=header or [], dtype="string")
     return frame.assign(_line=lines)
-
-
-def _first(problems: list[str]) -> list[str]:
-    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return problems[:SHOWN] + more
 
 
 def _read_jsonl(text: str, path: Path) -> pd.DataFrame:
@@ -416,7 +411,7 @@ def _read_jsonl(text: str, path: Path) -> pd.DataFrame:
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if problems:
-        raise DataError(f"{path} is not JSON Lines:", _first(problems))
+        raise DataError(f"{path} is not JSON Lines:", first_of(problems, SHOWN))
     return pd.DataFrame(rows)
 
 

@@ -32,7 +32,7 @@ from tasks.families import family
 from tasks.families.interface import Measured, Model
 from tasks.files import fingerprint, folder_fingerprint, system_says
 from tasks.forgetting.search import Ends, Search
-from tasks.forgetting.way import choose
+from tasks.forgetting.way import choose, rank
 from tasks.models import pick_device
 from tasks.passport import verify_passport
 from tasks.paths import Paths
@@ -215,7 +215,8 @@ class _Attempt:
         }
         for name, value in said.items():
             trial.set_user_attr(name, value)
-        return chosen.gain if chosen.log_likelihood_gain is None else chosen.log_likelihood_gain
+        _, value, _ = rank(chosen.gain, chosen.log_likelihood_gain, chosen.alpha)
+        return value
 
     def _gating(self, outcome: reports.AlphaOutcome) -> dict[str, float]:
         return {suite.name: suite.loss for suite in outcome.suites if self.recipe.budget[suite.name].margin}

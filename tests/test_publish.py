@@ -13,16 +13,18 @@ from tasks.reports import ValidateReport, write_report
 from tests.test_summary import run_reports
 
 
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return what is published, by key."""
+    found: dict[str, str] = {}
+    for name in ("create_markdown_artifact", "create_link_artifact"):
+        monkeypatch.setattr(flows.publish, name, lambda content, key, **more: found.update({key: content}))
+    return found
+
+
 def test_a_validation_is_published_with_a_link_to_its_data_docs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shown: dict[str, str]
 ) -> None:
-    shown: dict[str, str] = {}
-    monkeypatch.setattr(
-        flows.publish, "create_markdown_artifact", lambda text, key, **more: shown.update({key: text})
-    )
-    monkeypatch.setattr(
-        flows.publish, "create_link_artifact", lambda link, key, **more: shown.update({key: link})
-    )
     paths = Paths(tmp_path, "tiny")
     write_report(paths.validate, ValidateReport(splits="s", rows=3, expectations=[], failed_expectations=0))
     publish(paths, "validate")
@@ -35,13 +37,7 @@ def test_a_validation_is_published_with_a_link_to_its_data_docs(
     assert Path(shown["tiny-data-docs"].removeprefix("file://")).read_text() == "Data Docs"
 
 
-def test_the_mixtures_are_published_with_what_orders_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: dict[str, str] = {}
-    monkeypatch.setattr(
-        flows.publish, "create_markdown_artifact", lambda text, key, **more: shown.update({key: text})
-    )
+def test_the_mixtures_are_published_with_what_orders_them(tmp_path: Path, shown: dict[str, str]) -> None:
     merge = run_reports("pass").merge
     assert merge is not None
     outcomes = [item.model_copy(update={"log_likelihood_gain": 0.25}) for item in merge.outcomes]

@@ -18,7 +18,7 @@ from torch.nn import functional
 from tasks.errors import StageError
 from tasks.families import DESCRIPTION
 from tasks.families.interface import Measured
-from tasks.measures.calibration import calibrated_losses
+from tasks.measures.calibration import calibrated_losses, log_tempered
 from tasks.recipe import UNLABELLED
 from tasks.tables import has_label_lists, indicators
 
@@ -112,10 +112,7 @@ def divergence(base: NDArray[np.float32], own: NDArray[np.float32]) -> float:
 
 def log_shares(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the log-probabilities that logits `(rows, classes)` stand for."""
-    scores = logits.astype(np.float64)
-    scores -= scores.max(axis=1, keepdims=True)
-    likelihood: NDArray[np.float64] = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return likelihood
+    return log_tempered(logits.astype(np.float64), 1.0)
 
 
 def measured_lists(logits: NDArray[np.float32], truth: NDArray[np.float32], threshold: float) -> Measured:

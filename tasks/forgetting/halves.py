@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from tasks import reports
-from tasks.errors import DataError
+from tasks.errors import DataError, first_of
 from tasks.files import fingerprint
 from tasks.forgetting.slices import SLICE
 from tasks.recipe import (
@@ -257,8 +257,7 @@ def _file(name: str, path: Path) -> Path:
 
 def _refuse(name: str, path: Path, problems: list[str]) -> None:
     if problems:
-        more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
-        raise DataError(f"benchmark {name}: {path} cannot be used:", [*problems[:5], *more])
+        raise DataError(f"benchmark {name}: {path} cannot be used:", first_of(problems, 5))
 
 
 # --- retrieval -----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.errors import ConfigError, DataError, StageError
+from tasks.errors import ConfigError, DataError, StageError, first_of
 from tasks.forgetting.prefix_trees import Row, Tree, batches, grow_trees
 
 log = logging.getLogger(__name__)
@@ -302,11 +302,10 @@ def _refuse_unscorable(requests: Sequence[TokenRequest], max_length: int) -> Non
         elif len(continuation) > max_length:
             problems.append(f"request {place}: its continuation has {len(continuation)} tokens")
     if problems:
-        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise DataError(
             f"{len(problems)} of {len(requests)} requests cannot be scored; a continuation has 1 to {max_length} tokens "
             "(max_length). Shorten or leave out:",
-            shown,
+            first_of(problems),
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError, DataError, first_of
 from tasks.forgetting.likelihood import Request, Scorer
 
 Outcomes = NDArray[np.float64]
@@ -32,8 +32,6 @@ CHOICE_LENGTH = {
     "acc_bytes": lambda choice: len(choice.encode()),
 }
 """What a choice's log-likelihood is divided by."""
-SHOWN = 20
-"""Problems that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -151,5 +149,4 @@ def _question(row: Mapping[str, Any], query: str, choices: str, gold: str) -> Qu
 
 def _refuse(problems: Sequence[str], message: str) -> None:
     if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise DataError(f"{len(problems)} {message}", [*problems[:SHOWN], *more])
+        raise DataError(f"{len(problems)} {message}", first_of(problems))
