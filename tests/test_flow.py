@@ -320,7 +320,8 @@ def start(project: Project) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND_LINE, "run", "tiny", "--no-register"],
         cwd=project.root,
-        env=project.environment,
+        # Where a service manager starts it there is no SHELL, and dash does not become the command that it is given.
+        env={**project.environment, "SHELL": "/bin/sh"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

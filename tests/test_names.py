@@ -26,7 +26,7 @@ def test_stage_declares_the_sections_it_is_handed(stage: str) -> None:
         "recipes/${item.recipe}.yaml": list(STAGES[stage]),
         "tasks/versions.yaml": [stage],
     }
-    assert PIPELINE[stage]["cmd"] == f"python -m tasks {stage} ${{item.recipe}}"
+    assert PIPELINE[stage]["cmd"] == f"exec python -m tasks {stage} ${{item.recipe}}"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -44,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline = (
         (ROOT / "dvc.yaml")
         .read_text()
-        .replace("python -m tasks", f"exec {shlex.quote(sys.executable)} fake.py")
+        .replace("exec python -m tasks", f"exec {shlex.quote(sys.executable)} fake.py")
     )
     (root / "dvc.yaml").write_text(pipeline)
     (root / "fake.py").write_text(FAKE)
