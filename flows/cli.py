@@ -392,9 +392,18 @@ def show(
         ),
     ],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.")] = None,
+    benchmarks: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Of a release: write the benchmarks that it was measured on."),
+    ] = None,
 ) -> None:
     """Show the summary of a run or a release: gained, forgotten, may it ship."""
     root = find_root()
+    if benchmarks is not None:
+        if "@" not in what:
+            raise ConfigError(f"--benchmarks is of a release, NAME@ALIAS; {what} is none.")
+        say(f"wrote {', '.join(release_commands.write_benchmarks(root, what, benchmarks))} to {benchmarks}")
+        return
     made = release_commands.release_summary(root, what) if "@" in what else run_summary(root, what)
     if html is None:
         from tasks.summary import as_markdown

@@ -190,6 +190,30 @@ def release_summary(root: Path, what: str) -> Summary:
         return summarize(read_reports(paths), recipe, lineage=lineage)
 
 
+def write_benchmarks(root: Path, what: str, folder: Path) -> list[str]:
+    """Write the halves of the benchmarks that gated a release, `NAME@REF`, as it carries them; return their names.
+
+    Raises:
+        RegistryError: there is no such release, it was made before releases kept their benchmarks, or one is damaged.
+        ConfigError: the folder holds something.
+    """
+    from tasks.register import BENCHMARKS
+
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"--benchmarks {folder} holds something: name a new folder.")
+    name, _, reference = what.partition("@")
+    registry = _registry(root)
+    manifest = registry.resolve(name, reference or "champion")
+    keys = [key for key in manifest.reports if key.startswith(BENCHMARKS)]
+    if not keys:
+        raise RegistryError(f"{what} was made before releases kept their benchmarks.")
+    for key in keys:
+        target = folder / key.removeprefix(BENCHMARKS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(registry.read_report(name, manifest.version, key))
+    return sorted({key.split("/")[1] for key in keys})
+
+
 def _registry(root: Path) -> Registry:
     from tasks.paths import registry_root
     from tasks.registry import open_registry

@@ -190,6 +190,7 @@ def _judge_suites(
             section,
             failed=name in failed,
             known=_above_chance(tables[name], measured[name].chance, section),
+            constant=_constant(tables[name]),
             attempt=pin.attempts.get(name, 1),
         )
         for name, suite in budget.items()
@@ -243,6 +244,12 @@ def _above_chance(table: pd.DataFrame, chance: float, section: Decide) -> bool:
     return excess.p_not_above(0.0) <= 1 - section.confidence
 
 
+def _constant(table: pd.DataFrame) -> float | None:
+    """Return the one outcome that both models have on every example; None where there are others."""
+    first = float(table["base"].iloc[0])
+    return first if bool((table[["base", "candidate"]] == first).all(axis=None)) else None
+
+
 def _judge_suite(
     outcome: reports.SuiteOutcome,
     loss: PairedLoss,
@@ -251,6 +258,7 @@ def _judge_suite(
     *,
     failed: bool,
     known: bool,
+    constant: float | None,
     attempt: int,
 ) -> reports.SuiteVerdict:
     lower, upper = loss.lower(section.confidence), loss.upper(section.confidence)
@@ -258,12 +266,22 @@ def _judge_suite(
     needed = None
     verdict: Verdict
     if margin is None:
-        verdict, reason = "PASS", f"lost {_signed(outcome.loss)}; informative, it does not decide"
+        verdict = "PASS"
+        reason = (
+            f"lost {_signed(outcome.loss)} ({_signed(lower)} to {_signed(upper)} with {section.confidence:.0%} "
+            f"confidence a side, on {outcome.examples} examples); informative, it does not decide"
+        )
     elif not known:
         verdict = "INCONCLUSIVE"
         reason = (
             f"the base scores {outcome.base:.3f}, guessing scores {outcome.chance:.3f}, on {outcome.examples} examples: "
             "where nothing is shown to be known, no forgetting can be seen. Take a benchmark that the base can do"
+        )
+    elif constant is not None and not (constant == 1 and outcome.metric in AT_MOST_ONE):
+        verdict = "INCONCLUSIVE"
+        reason = (
+            f"{outcome.metric} is {constant:.3f} for each of {outcome.examples} examples, by both models: what never "
+            "varies does not measure them. Look at the benchmark"
         )
     else:
         needed = examples_needed(loss, margin, section.confidence, section.power)

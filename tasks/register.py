@@ -35,6 +35,8 @@ REPORTS = (
     "history",
 )
 """What a release carries besides its model, by the names that `Paths` has for them."""
+BENCHMARKS = "benchmarks/"
+"""How the names of the files begin that hold the halves of the gating benchmarks: `benchmarks/<name>/<half>/<file>`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def register(
             paths.chosen,
             metrics=json.loads(paths.metrics.read_text(encoding="utf-8")),
             lineage=_lineage(paths, pin, decision),
-            reports=_report_files(paths),
+            reports=_report_files(paths) | _benchmark_files(paths, decision),
             run_id=run_id,
             git_commit=git_commit,
         )
@@ -228,6 +230,19 @@ def _report_files(paths: Paths) -> dict[str, Path]:
             "A release needs all of its reports; `dvc pull` or `dvc repro` brings these:", missing
         )
     return files
+
+
+def _benchmark_files(paths: Paths, decision: reports.DecideReport) -> dict[str, Path]:
+    """Return the files of both halves of the gating benchmarks: later releases are measured on the same examples."""
+    gating = [suite.name for suite in decision.suites if suite.margin]
+    folders = {
+        f"{BENCHMARKS}{name}/{half.name}/": half / name
+        for name in gating
+        for half in (paths.selection, paths.report_half)
+    }
+    if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
+        raise StageError("A release keeps its benchmarks; `dvc pull` or `dvc repro` brings these:", missing)
+    return {key + file.name: file for key, folder in folders.items() for file in sorted(folder.iterdir())}
 
 
 def _words(version: int | None) -> str:

@@ -233,6 +233,31 @@ def test_zero_to_zero_does_not_pass(case: Case) -> None:
     assert case.decide().verdict == "INCONCLUSIVE"
 
 
+def test_a_metric_that_never_varies_does_not_pass(case: Case) -> None:
+    case.suites["retrieval"] = case.records(np.full(400, 0.5), np.full(400, 0.5))
+    decision = case.decide()
+    assert decision.verdict == "INCONCLUSIVE"
+    assert decision.suites[0].reason == (
+        "mrr is 0.500 for each of 400 examples, by both models: what never varies does not measure them. Look at the "
+        "benchmark"
+    )
+
+
+def test_a_benchmark_without_an_error_passes_and_its_loss_is_bounded(case: Case) -> None:
+    case.suites["retrieval"] = case.records(np.ones(400), np.ones(400))
+    decision = case.decide()
+    assert decision.verdict == "PASS"
+    assert 0.005 < decision.suites[0].upper < 0.03
+
+
+def test_what_is_informative_says_on_how_many_examples(case: Case) -> None:
+    case.suites["probe"] = case.records([1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.0])
+    probe = case.decide().suites[1]
+    assert probe.verdict == "PASS"
+    assert "on 5 examples); informative" in probe.reason
+    assert probe.upper - probe.lower > 0.8, "five examples say little"
+
+
 def test_five_examples_do_not_decide(case: Case) -> None:
     case.suites["retrieval"] = case.records(np.ones(5), np.ones(5))
     assert case.decide().verdict == "INCONCLUSIVE"

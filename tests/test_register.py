@@ -81,6 +81,12 @@ def test_a_passing_model_becomes_a_version_and_the_champion(
     assert manifest.lineage["splits"] == reports.read_report(paths.schema, reports.SplitSchema).fingerprint
     assert manifest.git_commit == "0" * 40
     assert {"decision", "evaluate", "merge", "recipe", "history"} <= set(manifest.reports)
+    halves = {
+        f"benchmarks/articles/{half}/{file}"
+        for half in ("selection", "report")
+        for file in ("benchmark.json", "corpus.parquet", "examples.parquet")
+    }
+    assert halves <= set(manifest.reports), "what it was measured on is kept with it"
     assert json.loads((paths.scratch / "receipt.json").read_text())["version"] == 1
 
 

@@ -211,6 +211,14 @@ def test_register_publishes_once_and_says_so_as_ci_reads_it(
     assert set(manifest.lineage["lock"]) == {f"{stage}@tiny" for stage in STAGES}
     assert retain("predict", "tiny", "a good phone")[0] == 0
     assert "tiny version 1" in retain("show", "tiny@champion")[1]
+    kept = tmp_path / "kept"
+    assert retain("show", "tiny@1", "--benchmarks", str(kept))[1] == f"wrote articles to {kept}\n"
+    half = Paths(project.root, "tiny").report_half / "articles"
+    assert (kept / "articles" / "report" / "examples.parquet").read_bytes() == (
+        half / "examples.parquet"
+    ).read_bytes()
+    assert "holds something" in retain("show", "tiny@1", "--benchmarks", str(kept))[2]
+    assert "tiny is none" in retain("show", "tiny", "--benchmarks", str(kept))[2]
 
 
 def test_register_refuses_what_is_not_up_to_date(project: Project, retain: Run, tmp_path: Path) -> None:

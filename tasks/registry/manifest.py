@@ -23,7 +23,7 @@ class Manifest(Report):
     files: list[FileRecord]
     """The model folder, by path."""
     reports: dict[str, FileRecord]
-    """What was measured and decided, and the recipe, by name."""
+    """What was measured and decided, the recipe, and the examples of the benchmarks, by name."""
     metrics: dict[str, Any]
     """The figures of `metrics.json`."""
     lineage: dict[str, Any]
