@@ -189,8 +189,7 @@ def _judge_suites(
             suite.margin,
             section,
             failed=name in failed,
-            known=_above_chance(tables[name], measured[name].chance, section),
-            constant=_constant(tables[name]),
+            blind=_blind(measured[name], tables[name], section),
             attempt=pin.attempts.get(name, 1),
         )
         for name, suite in budget.items()
@@ -238,16 +237,22 @@ def _judge_by_error(
     )
 
 
-def _above_chance(table: pd.DataFrame, chance: float, section: Decide) -> bool:
-    """Say whether the base is shown to do better than guessing: what it did not know cannot be forgotten."""
-    excess = paired_loss(table["base"], np.full(len(table), chance), table["group"].tolist())
-    return excess.p_not_above(0.0) <= 1 - section.confidence
-
-
-def _constant(table: pd.DataFrame) -> float | None:
-    """Return the one outcome that both models have on every example; None where there are others."""
+def _blind(outcome: reports.SuiteOutcome, table: pd.DataFrame, section: Decide) -> str:
+    """Say why a benchmark would show no forgetting: nothing is known that could be lost, or nothing is measured."""
+    excess = paired_loss(table["base"], np.full(len(table), outcome.chance), table["group"].tolist())
+    if excess.p_not_above(0.0) > 1 - section.confidence:
+        return (
+            f"the base scores {outcome.base:.3f}, guessing scores {outcome.chance:.3f}, on {outcome.examples} examples: "
+            "where nothing is shown to be known, no forgetting can be seen. Take a benchmark that the base can do"
+        )
     first = float(table["base"].iloc[0])
-    return first if bool((table[["base", "candidate"]] == first).all(axis=None)) else None
+    constant = bool((table[["base", "candidate"]] == first).all(axis=None))
+    if constant and not (first == 1 and outcome.metric in AT_MOST_ONE):
+        return (
+            f"{outcome.metric} is {first:.3f} for each of {outcome.examples} examples, by both models: what never varies "
+            "does not measure them. Look at the benchmark"
+        )
+    return ""
 
 
 def _judge_suite(
@@ -257,13 +262,11 @@ def _judge_suite(
     section: Decide,
     *,
     failed: bool,
-    known: bool,
-    constant: float | None,
+    blind: str,
     attempt: int,
 ) -> reports.SuiteVerdict:
     lower, upper = loss.lower(section.confidence), loss.upper(section.confidence)
-    p_value = 1.0 if margin is None else loss.p_not_below(margin)
-    needed = None
+    p_value, needed = 1.0 if margin is None else loss.p_not_below(margin), None
     verdict: Verdict
     if margin is None:
         verdict = "PASS"
@@ -271,18 +274,8 @@ def _judge_suite(
             f"lost {_signed(outcome.loss)} ({_signed(lower)} to {_signed(upper)} with {section.confidence:.0%} "
             f"confidence a side, on {outcome.examples} examples); informative, it does not decide"
         )
-    elif not known:
-        verdict = "INCONCLUSIVE"
-        reason = (
-            f"the base scores {outcome.base:.3f}, guessing scores {outcome.chance:.3f}, on {outcome.examples} examples: "
-            "where nothing is shown to be known, no forgetting can be seen. Take a benchmark that the base can do"
-        )
-    elif constant is not None and not (constant == 1 and outcome.metric in AT_MOST_ONE):
-        verdict = "INCONCLUSIVE"
-        reason = (
-            f"{outcome.metric} is {constant:.3f} for each of {outcome.examples} examples, by both models: what never "
-            "varies does not measure them. Look at the benchmark"
-        )
+    elif blind:
+        verdict, reason = "INCONCLUSIVE", blind
     else:
         needed = examples_needed(loss, margin, section.confidence, section.power)
         passed = p_value <= 1 - section.confidence
