@@ -23,6 +23,7 @@ from scipy import stats
 from tasks import reports
 from tasks.advice import Against, Trained, advise
 from tasks.errors import StageError
+from tasks.forgetting.ledger import asked_otherwise, moved
 from tasks.forgetting.rule import PairedLoss, examples_needed, holm, paired_loss
 from tasks.paths import Paths
 from tasks.recipe import Data, Decide, Finetune, Register, Suite
@@ -388,44 +389,18 @@ def _judge_champion(
 def _judge_ledger(pin: reports.Pin, budget: Mapping[str, Suite], rebase: str | None) -> Judged:
     """Say whether forgetting is still measured from where, and on what, the releases of this name began."""
     ledger = pin.ledger
-    if ledger is None or not (moved := _moved(pin, ledger, budget)):
+    gating = [name for name, suite in budget.items() if suite.margin is not None]
+    if ledger is None or not (changed := moved(pin, ledger, gating)):
         return "PASS", ""
-    since = f"since version {ledger.version} of {pin.registry_name}"
-    said = f"{'; '.join(moved)} {since}"
+    said = f"{'; '.join(changed)} since version {ledger.version} of {pin.registry_name}"
     if rebase is None:
         return "FAIL", f"{said}. Put it back, or set `register.rebase: <reason>` to begin anew"
-    if rebase == ledger.rebase:
+    if rebase in ledger.reasons:
         return (
             "FAIL",
             f"{said}, and the reason in register.rebase is that of an earlier change: give one for this",
         )
     return "PASS", f"{said}; begun anew: {rebase}"
-
-
-def _moved(pin: reports.Pin, ledger: reports.Ledger, budget: Mapping[str, Suite]) -> list[str]:
-    moved = []
-    if ledger.first_base.fingerprint != pin.first_base.fingerprint:
-        moved.append(
-            f"the first base was {ledger.first_base.source} ({ledger.first_base.fingerprint[:12]}) and is "
-            f"{pin.first_base.source} ({pin.first_base.fingerprint[:12]})"
-        )
-    for name, half in ledger.benchmarks.items():
-        if name not in budget or budget[name].margin is None:
-            moved.append(f"benchmark {name} no longer decides")
-        elif pin.benchmarks.get(name) != half:
-            moved.append(f"benchmark {name} has other examples")
-        elif changed := _asked_otherwise(ledger.asked.get(name, {}), pin.asked.get(name, {})):
-            moved.append(f"benchmark {name} is asked in another way ({changed})")
-    return moved
-
-
-def _asked_otherwise(before: reports.Asked, now: reports.Asked) -> str:
-    """Say what differs in how a benchmark is asked; settings that one side does not know are no difference."""
-    return ", ".join(
-        f"{setting} was {before[setting]!r} and is {now[setting]!r}"
-        for setting in sorted(before.keys() & now.keys())
-        if before[setting] != now[setting]
-    )
 
 
 def _widened(pin: reports.Pin, budget: Mapping[str, Suite]) -> str:
@@ -438,7 +413,7 @@ def _widened(pin: reports.Pin, budget: Mapping[str, Suite]) -> str:
         for name, suite in budget.items()
         if (margin := suite.margin)
         and margin > ledger.margins.get(name, math.inf)
-        and not _asked_otherwise(ledger.asked.get(name, {}), pin.asked.get(name, {}))
+        and not asked_otherwise(ledger.asked.get(name, {}), pin.asked.get(name, {}))
     ]
     if not wider:
         return ""

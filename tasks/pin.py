@@ -15,10 +15,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tasks import reports
+from tasks.forgetting.ledger import read_ledger
 from tasks.forgetting.slices import SLICE
 from tasks.paths import Paths, registry_root
 from tasks.recipe import Evaluate
-from tasks.registry import Registry, open_registry
+from tasks.registry import open_registry
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def pin(name: str, section: Evaluate, *, paths: Paths) -> None:
         champion=champion.version if champion else None,
         champion_model=model,
         first_base=base.first_base,
-        ledger=_ledger(registry, name),
+        ledger=read_ledger(registry, name),
         benchmarks=benchmarks,
         asked={suite: _asked(half, section, paths.report_half / suite) for suite, half in halves.items()},
         attempts={suite: registry.count_attempt(name, half, candidate) for suite, half in benchmarks.items()},
@@ -70,29 +71,3 @@ def _asked(half: reports.BenchmarkInfo, section: Evaluate, folder: Path) -> repo
     if "image" not in pq.read_schema(folder / "examples.parquet").names:
         read["max_length"] = section.max_length
     return {"kind": half.kind, "metric": half.metric, **asked, **read}
-
-
-def _ledger(registry: Registry, name: str) -> reports.Ledger | None:
-    """Return what the newest release is measured from: the releases before it, back to where the ledger began.
-
-    A setting or a margin that the first of them does not tell is that of the first that does.
-    """
-    found = None
-    asked: dict[str, reports.Asked] = {}
-    margins: dict[str, float] = {}
-    for version in reversed(registry.versions(name)):
-        lineage = registry.resolve(name, version).lineage
-        if "first_base" in lineage:
-            asked |= {suite: asked.get(suite, {}) | told for suite, told in lineage.get("asked", {}).items()}
-            margins |= lineage.get("margins", {})
-            found = reports.Ledger(
-                version=version,
-                first_base=reports.FirstBase.model_validate(lineage["first_base"]),
-                benchmarks=lineage.get("benchmarks", {}),
-                asked=asked,
-                margins=margins,
-                rebase=lineage.get("rebase"),
-            )
-            if found.rebase:
-                break
-    return found

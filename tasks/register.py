@@ -16,6 +16,7 @@ import yaml
 from tasks import reports
 from tasks.errors import Refused, RegistryError, StageError
 from tasks.files import folder_fingerprint, write_text
+from tasks.forgetting.ledger import moved, read_ledger
 from tasks.paths import Paths
 from tasks.recipe import Register, recipe_path
 from tasks.registry import Registry, open_registry
@@ -67,8 +68,8 @@ def register(
     """Publish the chosen model if its decision is PASS, and make it champion or challenger.
 
     Raises:
-        Refused: the decision is not PASS, the champion moved since the candidate was compared with it, or someone took
-            this very model away from `champion`.
+        Refused: the decision is not PASS, the champion or the ledger moved since the candidate was compared with it, or
+            someone took this very model away from `champion`.
         StageError: the model or a report is not the one that was decided on.
         RegistryError: the registry cannot be used.
     """
@@ -78,6 +79,7 @@ def register(
     created = False
     if version is None:
         _champion_must_be_pinned(registry, pin, recipe)
+        _ledger_must_hold(registry, pin, decision, recipe)
         if promote:
             _must_not_be_withdrawn(registry, registration.name, decision.model)
         published = registry.publish(
@@ -150,6 +152,20 @@ def _champion_must_be_pinned(registry: Registry, pin: reports.Pin, recipe: str) 
         raise Refused(
             f"The champion of {pin.registry_name} is {_words(now)}, but this candidate was compared with "
             f"{_words(pin.champion)}. Compare again: `retain run {recipe} --repin`."
+        )
+
+
+def _ledger_must_hold(
+    registry: Registry, pin: reports.Pin, decision: reports.DecideReport, recipe: str
+) -> None:
+    """Refuse what is measured from elsewhere than a release that was made since the candidate was judged."""
+    now = read_ledger(registry, pin.registry_name)
+    if now is None or now == pin.ledger:
+        return
+    if changed := moved(pin, now, [suite.name for suite in decision.suites if suite.margin]):
+        raise Refused(
+            f"{pin.registry_name} has releases that this candidate was not judged by, since version {now.version}: "
+            f"{'; '.join(changed)}. Judge it again: `retain run {recipe} --repin`."
         )
 
 

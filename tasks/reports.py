@@ -352,6 +352,8 @@ class Ledger(Part):
     """What each was allowed to lose; empty where the release does not say."""
     rebase: str | None
     """The reason that it was begun with; null for the first."""
+    reasons: list[str] = []
+    """All reasons with which ledgers of this name were begun: each serves once."""
 
 
 class Pin(Report):

@@ -504,7 +504,7 @@ def test_another_first_base_or_benchmark_needs_a_reason(
 
 def test_the_reason_of_an_earlier_change_does_not_serve_twice(case: Case) -> None:
     case.rebase = "the vendor withdrew the old base"
-    case.ledger = ledger(**OTHER_BASE, rebase=case.rebase)
+    case.ledger = ledger(**OTHER_BASE, rebase="a later one", reasons=["a later one", case.rebase])
     decision = case.decide()
     assert decision.verdict == "FAIL"
     assert "give one for this" in decision.reasons[0]

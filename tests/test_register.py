@@ -14,6 +14,7 @@ import pytest
 from tasks import reports
 from tasks.errors import Refused, StageError
 from tasks.files import folder_fingerprint
+from tasks.forgetting.ledger import read_ledger
 from tasks.paths import Paths
 from tasks.pin import pin
 from tasks.recipe import Evaluate, load_recipe
@@ -241,6 +242,41 @@ def test_a_release_begins_the_ledger_and_a_rebase_begins_it_anew(
     ledger = reports.read_report(paths.pin, reports.Pin).ledger
     assert ledger is not None
     assert (ledger.version, ledger.rebase) == (2, "another encoder from now on")
+    assert ledger.reasons == ["another encoder from now on"]
+
+
+def release(
+    registry: Registry, paths: Paths, base: str, benchmarks: dict[str, str], rebase: str | None
+) -> None:
+    lineage = {
+        "first_base": {"source": f"path:{base}", "fingerprint": base * 64},
+        "benchmarks": benchmarks,
+        "rebase": rebase,
+    }
+    registry.publish("tiny", paths.chosen, metrics={}, lineage=lineage, reports={}, run_id="other")
+
+
+def test_what_begins_to_decide_later_is_held_from_then_on_and_every_reason_is_kept(
+    paths: Paths, tmp_path: Path
+) -> None:
+    registry = open_registry(str(tmp_path / "registry"))
+    release(registry, paths, "a", {"old": "0"}, None)
+    release(registry, paths, "b", {"articles": "1"}, "first reason")
+    release(registry, paths, "c", {"articles": "2"}, "second reason")
+    release(registry, paths, "c", {"articles": "2", "talk": "3"}, None)
+    ledger = read_ledger(registry, "tiny")
+    assert ledger is not None
+    assert (ledger.version, ledger.benchmarks) == (3, {"articles": "2", "talk": "3"})
+    assert ledger.reasons == ["second reason", "first reason"]
+
+
+def test_a_release_made_meanwhile_from_another_base_is_not_followed(
+    paths: Paths, publish: Publish, tmp_path: Path
+) -> None:
+    pin("tiny", HOW, paths=paths)  # there is no release yet
+    release(open_registry(str(tmp_path / "registry")), paths, "c", {}, None)
+    with pytest.raises(Refused, match=r"since version 1: the first base was path:c .*--repin"):
+        publish(promote=False)
 
 
 def test_how_much_is_read_and_in_which_arithmetic_is_part_of_how_a_benchmark_is_asked(
