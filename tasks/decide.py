@@ -25,6 +25,7 @@ from tasks.advice import Against, Trained, advise
 from tasks.errors import StageError
 from tasks.forgetting.ledger import asked_otherwise, moved
 from tasks.forgetting.rule import PairedLoss, examples_needed, holm, paired_loss
+from tasks.forgetting.suites import RIGHT_OR_WRONG
 from tasks.paths import Paths
 from tasks.recipe import Data, Decide, Finetune, Register, Suite
 
@@ -34,8 +35,8 @@ Verdict = reports.Verdict
 Judged = tuple[Verdict, str]
 """One answer, and the reason for it."""
 _SEVERITY: dict[Verdict, int] = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
-AT_MOST_ONE = ("accuracy", "example F1", "macro_f1", "mrr")
-"""Metrics of the task in which a model without an error has 1, in each row."""
+AT_MOST_ONE = (*RIGHT_OR_WRONG, "example F1", "macro_f1", "mrr")
+"""Metrics in which a model without an error has 1, in each row."""
 _MEASURED = {"name", "metric", "base", "candidate", "loss", "examples"}
 """What the verdict on a suite repeats of its outcome."""
 

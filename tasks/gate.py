@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tasks.errors import ConfigError, Refused, StageError, did_you_mean
 from tasks.forgetting.rule import equal_groups, examples_for_changes, fewest_examples, wider_margin
-from tasks.forgetting.suites import read_suite
+from tasks.forgetting.suites import RIGHT_OR_WRONG, read_suite
 from tasks.paths import Paths
 from tasks.recipe import Bound, Decide, Gate, Suite
 from tasks.reports import (
@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 NOTHING_TO_LEARN = Bound(warn_above=0.0, refuse_above=0.5)
 """For the share of rows without a token that carries loss, where the recipe has no bound of its own."""
 CONTAMINATED = 0.05
-"""Share of a gating benchmark's examples in the training rows above which it measures what was taught."""
+"""Share of a gating benchmark's examples in the training rows above which it measures what was taught.
+
+Half of the margin, where that is less: examples that were learnt by heart hide as much of what the others lost.
+"""
 CHANGED = 0.05
 """Share of right-or-wrong answers that tuning usually changes, for the better or the worse: 1 to 8 % of those of a small
 language model (docs/forgetting.md)."""
@@ -66,7 +69,7 @@ def gate(section: Gate, budget: Mapping[str, Suite], rule: Decide, *, paths: Pat
     _must_be_measured(bounds, measures)
     items = [_judge(measures[name], bound) for name, bound in bounds.items()]
     gating = [(name, suite.margin) for name, suite in budget.items() if suite.margin]
-    items += [_uncontaminated(name, measures) for name, _ in gating if _overlap(name) not in bounds]
+    items += [_uncontaminated(name, margin, measures) for name, margin in gating if _overlap(name) not in bounds]
     items += [_carries(name, margin, rule, paths) for name, margin in gating]
     worst = max((item.level for item in items), key=_SEVERITY.index)
     write_report(paths.gate, GateReport(level=worst, items=items))
@@ -123,13 +126,13 @@ def _overlap(name: str) -> str:
     return f"contaminated_{name}_share"
 
 
-def _uncontaminated(name: str, measures: dict[str, Measure]) -> GateItem:
+def _uncontaminated(name: str, margin: float, measures: dict[str, Measure]) -> GateItem:
     """Judge a gating benchmark's overlap with the training rows, for which the recipe has no bound of its own."""
     if _overlap(name) not in measures:
         raise StageError(
             f"check.json does not say whether the training rows hold benchmark {name}: run `check` again."
         )
-    return _judge(measures[_overlap(name)], Bound(warn_above=0.0, refuse_above=CONTAMINATED))
+    return _judge(measures[_overlap(name)], Bound(warn_above=0.0, refuse_above=min(CONTAMINATED, margin / 2)))
 
 
 def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
@@ -148,7 +151,7 @@ def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
         f"{len(groups)} examples in {groups.nunique()} groups, worth {independent} independent ones; that a "
         f"margin of {margin:g} was kept can be shown from {fewest} on"
     )
-    if suite.info.metric == "accuracy":
+    if suite.info.metric in RIGHT_OR_WRONG:
         usual = max(fewest, examples_for_changes(margin, rule.confidence, rule.power, CHANGED))
         reason += (
             f", and {rule.power:.0%} of the time from {usual} on, where tuning changes {CHANGED:.0%} of the answers "

@@ -99,6 +99,13 @@ def test_rows_of_a_group_do_not_count_as_independent() -> None:
     assert together.effective_examples == pytest.approx(30, abs=2)
 
 
+@pytest.mark.parametrize("whole_groups", [True, False])
+def test_one_group_shows_nothing(whole_groups: bool) -> None:
+    values = np.random.default_rng(0).normal(-1.0, 0.1, size=100)  # each row gains
+    loss = paired_loss(values, np.zeros(100), ["one document"] * 100, whole_groups=whole_groups)
+    assert (loss.p_not_below(0.03), loss.p_not_above(-2.0)) == (1.0, 1.0)
+
+
 def test_small_groups_with_independent_rows_keep_their_worth() -> None:
     values = np.random.default_rng(2).choice([0.0, 1.0, -1.0], size=600, p=[0.8, 0.1, 0.1])
     together = paired_loss(values, np.zeros(600), [str(row // 4) for row in range(600)])

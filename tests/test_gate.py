@@ -224,12 +224,13 @@ def test_a_budget_that_its_benchmark_cannot_show_to_be_kept_is_refused_before_tr
     assert paths.passport.exists() == (level != "refuse")
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "acc", "acc_norm"])
 @pytest.mark.parametrize(("examples", "level"), [(373, "warn"), (374, "pass")])
 def test_right_or_wrong_answers_that_would_seldom_show_a_margin_are_warned_of(
-    paths: Paths, examples: int, level: str
+    paths: Paths, examples: int, level: str, metric: str
 ) -> None:
     measured(paths, copies=0.0, contaminated_laws_share=0.0)
-    benchmark(paths, examples, examples, "accuracy")
+    benchmark(paths, examples, examples, metric)
     gate(bounds(copies=COPIES), {"laws": Suite(margin=0.03)}, RULE, paths=paths)
     item = read_report(paths.gate, GateReport).items[-1]
     assert item.level == level
@@ -265,7 +266,11 @@ def test_a_benchmark_that_was_taught_measures_no_forgetting(paths: Paths) -> Non
     budget = {"laws": Suite(margin=0.03)}
     with pytest.raises(Refused) as caught:
         gate(bounds(copies=COPIES), budget, RULE, paths=paths)
-    assert caught.value.problems[0].startswith("contaminated_laws_share: 0.2 is above 0.05 (refuse)")
+    assert caught.value.problems[0].startswith("contaminated_laws_share: 0.2 is above 0.015 (refuse)")
+    measured(paths, copies=0.0, contaminated_laws_share=0.02)
+    with pytest.raises(Refused, match="1 of 4 bounds"):  # two of its hundred would hide two thirds of the margin
+        gate(bounds(copies=COPIES), budget, RULE, paths=paths)
+    measured(paths, copies=0.0, contaminated_laws_share=0.2)
     gate(bounds(copies=COPIES, contaminated_laws_share=Bound(refuse_above=0.5)), budget, RULE, paths=paths)
     measured(paths, copies=0.0)
     with pytest.raises(StageError, match="does not say whether the training rows hold benchmark laws"):

@@ -180,6 +180,8 @@ class PairedLoss:
 
     def _p_of_t(self, loss: float) -> float:
         """Return the p value of the skewness-corrected t statistic of «the mean loss is at least `loss`»."""
+        if self.groups < 2:
+            return 1.0  # how far groups differ cannot be known
         error = self.standard_error
         if error <= 1e-12:
             return 1.0 if self.mean >= loss else 0.0
