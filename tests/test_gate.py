@@ -268,7 +268,9 @@ def test_a_benchmark_that_was_taught_measures_no_forgetting(paths: Paths) -> Non
         gate(bounds(copies=COPIES), budget, RULE, paths=paths)
     assert caught.value.problems[0].startswith("contaminated_laws_share: 0.2 is above 0.015 (refuse)")
     measured(paths, copies=0.0, contaminated_laws_share=0.02)
-    with pytest.raises(Refused, match="1 of 4 bounds"):  # two of its hundred would hide two thirds of the margin
+    with pytest.raises(
+        Refused, match="1 of 4 bounds"
+    ):  # two of its hundred would hide two thirds of the margin
         gate(bounds(copies=COPIES), budget, RULE, paths=paths)
     measured(paths, copies=0.0, contaminated_laws_share=0.2)
     gate(bounds(copies=COPIES, contaminated_laws_share=Bound(refuse_above=0.5)), budget, RULE, paths=paths)
