@@ -20,6 +20,7 @@ from tasks.paths import registry_root, store
 from tasks.registry import open_registry
 from tasks.registry.protocol import GRACE_SECONDS
 from tasks.reports import Base, FirstBase, read_report
+from tasks.sources import first_bases_to_keep
 
 Kind = Literal["workspace", "checkpoint", "experiment", "store", "release file"]
 DAY_SECONDS = 86400.0
@@ -95,7 +96,11 @@ def _store(root: Path) -> Iterator[Leftover]:
 
 
 def _first_bases(root: Path) -> Iterator[str]:
-    """Yield the fingerprints of the bases that forgetting is measured from, by releases and by recipes run here."""
+    """Yield the fingerprints of the bases that forgetting is measured from.
+
+    By releases in this registry, by releases made on this machine in others, and by recipes run here.
+    """
+    yield from first_bases_to_keep()
     registry = open_registry(registry_root(root))
     for name in registry.names():
         for version in registry.versions(name):

@@ -121,6 +121,10 @@ def _forget_less(trained: Trained) -> Iterator[str]:
         yield f"Lower finetune.learning_rate to a third ({rate / 3:.1g})."
     if section.epochs > 1:
         yield f"Set finetune.epochs: {section.epochs // 2}."
+    if section.method == "lora" and section.lora is not None and section.lora.rank > 1:
+        yield f"Set finetune.lora.rank: {section.lora.rank // 2}: what moves less forgets less."
+    if section.method != "lora" and not section.l2_sp:
+        yield "Set finetune.l2_sp: 0.1: weights are pulled back to the base's."
 
 
 def _replay(trained: Trained) -> Iterator[str]:
@@ -148,17 +152,15 @@ def _finer_mixtures(merged: reports.MergeReport) -> list[str]:
 def _on_benchmarks(suites: Sequence[reports.SuiteVerdict]) -> Iterator[str]:
     """Yield what would settle the benchmarks that are not settled."""
     for suite in _unsettled(suites):
-        margin = f"{math.ceil(suite.upper * 1000) / 1000:g} in budget.{suite.name}.margin"
         if not suite.examples_needed:
             yield f"Put a benchmark that the base is good at in the place of {suite.name}."
             yield f"Set budget.{suite.name}.informative: true, so that it is shown and decides nothing."
-        elif _enough(suite):
-            yield f"Accept a margin of {margin}, if that loss is acceptable."
-        else:
-            yield (
-                f"Give benchmark {suite.name} about {suite.examples_needed} report examples, or accept a margin of "
-                f"{margin} if that loss is acceptable."
-            )
+            continue
+        if not _enough(suite):
+            yield f"Give benchmark {suite.name} about {suite.examples_needed} report examples."
+        margin = math.ceil(suite.upper * 1000) / 1000
+        if margin < 1:
+            yield f"Accept a margin of {margin:g} in budget.{suite.name}.margin, if that loss is acceptable."
 
 
 def _unsettled(suites: Sequence[reports.SuiteVerdict]) -> list[reports.SuiteVerdict]:

@@ -69,7 +69,9 @@ def gate(section: Gate, budget: Mapping[str, Suite], rule: Decide, *, paths: Pat
     _must_be_measured(bounds, measures)
     items = [_judge(measures[name], bound) for name, bound in bounds.items()]
     gating = [(name, suite.margin) for name, suite in budget.items() if suite.margin]
-    items += [_uncontaminated(name, margin, measures) for name, margin in gating if _overlap(name) not in bounds]
+    items += [
+        _uncontaminated(name, margin, measures) for name, margin in gating if _overlap(name) not in bounds
+    ]
     items += [_carries(name, margin, rule, paths) for name, margin in gating]
     worst = max((item.level for item in items), key=_SEVERITY.index)
     write_report(paths.gate, GateReport(level=worst, items=items))

@@ -20,6 +20,7 @@ from tasks.forgetting.ledger import moved, read_ledger
 from tasks.paths import Paths
 from tasks.recipe import Register, recipe_path
 from tasks.registry import Registry, open_registry
+from tasks.sources import keep_first_base
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REPORTS = (
@@ -92,6 +93,8 @@ def register(
             git_commit=git_commit,
         )
         version, created = published.version, published.created
+    first = pin.first_base
+    keep_first_base(first.fingerprint, f"{first.source}: {registration.name} in {registry_location}")
     moved = _point(registry, registration.name, CHAMPION if promote else CHALLENGER, version, pin, run_id)
     champion = registry.alias(registration.name, CHAMPION)
     receipt = Receipt(

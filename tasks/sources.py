@@ -29,7 +29,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tasks.errors import ConfigError, DataError
-from tasks.files import atomic_folder, atomic_path, disk_full, fingerprint, sha256_of, write_text
+from tasks.files import (
+    atomic_folder,
+    atomic_path,
+    disk_full,
+    fingerprint,
+    folder_fingerprint,
+    sha256_of,
+    write_text,
+)
 from tasks.paths import Paths, registry_root, store
 from tasks.recipe import Recipe
 from tasks.reports import Base, FileRecord, FirstBase
@@ -50,6 +58,8 @@ TUNED_FILES = (
     "start_centres.safetensors",
 )
 """What a release has beside a base model; a base made of it has them not."""
+FIRST_BASES = "first-bases"
+"""Folder of the store: a file for each base that a release is measured from, named by its fingerprint."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 IMPORTED = ("s3://", "https://", "http://", "git+", "gs://", "azure://")
 """Beginnings of sources that DVC imports."""
@@ -211,9 +221,11 @@ def first_base_folder(base: Base, root: Path) -> Path:
     first = base.first_base
     if first.fingerprint == base.fingerprint:
         return base_folder(base, root)
+    keep_first_base(first.fingerprint, f"{first.source}: {base.source} is measured from it")
     folder = _stored_base(first.fingerprint)
-    if folder.is_dir():
+    if folder.is_dir() and folder_fingerprint(folder) == first.fingerprint:
         return folder
+    shutil.rmtree(folder, ignore_errors=True)
     again = resolve_base(first.source, root)
     if again.fingerprint != first.fingerprint:
         raise DataError(
@@ -221,6 +233,16 @@ def first_base_folder(base: Base, root: Path) -> Path:
             f"{again.fingerprint[:12]}. Forgetting is measured from the old one: restore its files."
         )
     return folder
+
+
+def keep_first_base(fingerprint: str, why: str) -> None:
+    """Note in the machine's store that a release is measured from this base, so that no `retain clean` removes it."""
+    write_text(store() / FIRST_BASES / fingerprint, why + "\n")
+
+
+def first_bases_to_keep() -> set[str]:
+    """Return the fingerprints of the bases that releases made on this machine are measured from, by any checkout."""
+    return {path.name for path in (store() / FIRST_BASES).glob("*")}
 
 
 def _stored_base(content: str) -> Path:

@@ -102,6 +102,17 @@ def test_a_language_model_is_told_what_its_family_knows() -> None:
     assert begins(advice, "Give rows of the original domain as data.replay, with", FREEZE, FINER)
 
 
+def test_a_recipe_that_does_all_it_can_is_still_told_two_changes() -> None:
+    lora = {"rank": 8, "alpha": 16.0}
+    changes = {"replay_share": 0.5, "distill": 1.0, "epochs": 1}
+    given = trained("support-chat", method="lora", lora=lora, learning_rate=1e-4, **changes)
+    assert begins(advised(given, alpha=0.0), THIRD, "Set finetune.lora.rank: 4")
+    given = trained("support-chat", freeze_layers=4, **changes)
+    assert begins(
+        advised(given, alpha=0.0), "Lower finetune.learning_rate to a third", "Set finetune.l2_sp: 0.1"
+    )
+
+
 def test_where_the_base_is_what_is_left_weaker_mixtures_are_proposed_unless_they_were_tried() -> None:
     weaker = "Add values below 0.3 to merge.alphas"
     assert begins(told(verdict("PASS"), searched(0.0, least=0.3), "FAIL"), GIVE, FREEZE, weaker)
@@ -118,8 +129,8 @@ def test_tuning_that_taught_nothing_asks_for_rows_and_for_more_training() -> Non
 def test_too_few_examples_ask_for_more_or_for_another_margin() -> None:
     advice = told(verdict("INCONCLUSIVE", 200, 330), searched(1.0))
     assert advice == [
-        "Give benchmark articles about 330 report examples, or accept a margin of 0.043 in budget.articles.margin if "
-        "that loss is acceptable.",
+        "Give benchmark articles about 330 report examples.",
+        "Accept a margin of 0.043 in budget.articles.margin, if that loss is acceptable.",
         "Lower finetune.learning_rate to a third: that less is lost takes fewer examples to show.",
     ]
 

@@ -141,13 +141,15 @@ def test_the_weights_that_forgetting_is_measured_from_are_never_garbage(
     from tasks import reports
     from tasks.paths import registry_root
     from tasks.registry import open_registry
+    from tasks.sources import keep_first_base
 
     model = tmp_path / "model"
     model.mkdir()
     save_file({"weight": np.zeros(2)}, model / "model.safetensors")
-    for name in ("first-of-release", "first-of-recipe"):
+    for name in ("first-of-release", "first-of-recipe", "first-of-another-checkout"):
         (store() / "bases" / name).mkdir()
         (store() / "bases" / name / "file").write_bytes(b"x")
+    keep_first_base("first-of-another-checkout", "path:gone: other in s3://elsewhere")
     age(store(), 20)
     lineage = {"first_base": {"source": "path:gone", "fingerprint": "first-of-release"}}
     open_registry(registry_root(project.root)).publish(

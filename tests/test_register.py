@@ -20,7 +20,7 @@ from tasks.pin import pin
 from tasks.recipe import Evaluate, load_recipe
 from tasks.register import Receipt, register
 from tasks.registry import Registry, open_registry
-from tasks.sources import first_base_folder, resolve_base
+from tasks.sources import first_base_folder, first_bases_to_keep, resolve_base
 from tests.models_data import tuned_project
 
 Publish = Callable[..., Receipt]
@@ -209,7 +209,13 @@ def test_a_release_is_the_base_of_the_next_and_remembers_where_it_all_began(
     assert second.first_base == first.first_base
     assert second.fingerprint != first.fingerprint
     assert not any(record.path.startswith("head.") for record in second.files)
-    assert first_base_folder(second, paths.root).name == first.fingerprint
+    assert first_bases_to_keep() == {first.fingerprint}
+    folder = first_base_folder(second, paths.root)
+    assert folder.name == first.fingerprint
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")  # same size, other weights
+    assert first_base_folder(second, paths.root) == folder
+    assert folder_fingerprint(folder) == first.fingerprint, "fetched again, and not measured from as it was"
 
 
 def test_a_release_begins_the_ledger_and_a_rebase_begins_it_anew(
