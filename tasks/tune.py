@@ -51,6 +51,8 @@ ENDS_A_TRIAL = (PipelineError, ValueError, ArithmeticError, torch.OutOfMemoryErr
 """What a ruinous setting can end in: a loss or an outcome that is not finite, no room for the batch."""
 SEARCHED = ("full", "lp-ft", "norms", "biases")
 """Methods that need no further setting."""
+VERSION = 1
+"""Raise it when a change of this module changes what is drawn, or what a trial counts."""
 
 
 def tune(
@@ -75,7 +77,7 @@ def tune(
     with hold_device(device):
         torch.use_deterministic_algorithms(device == "cpu")
         attempt = _Attempt(recipe, paths, device)
-        study = _study(section, recipe, paths, attempt.schema)
+        study = _study(section, attempt)
         _take_up(study)
         left = (trials or section.trials) - len(_finished(study))
         if left > 0:
@@ -175,8 +177,10 @@ class _Attempt:
             raise ConfigError(f"the section `tune` makes no valid section `finetune`: {error}") from None
 
     def _gain(self, trial: Any, section: Finetune) -> float:
-        # Named by what is trained: taken up again after a kill, the trial finds its own checkpoints there.
-        scratch = _folder(self.paths) / f"trial-{fingerprint([('section', section.model_dump_json())])[:16]}"
+        # Named by what is trained, on what: taken up again after a kill, the trial finds its own checkpoints there,
+        # and never those of another search.
+        inputs = [("search", trial.study.study_name), ("section", section.model_dump_json())]
+        scratch = _folder(self.paths) / f"trial-{fingerprint(inputs)[:16]}"
         try:
             torch.manual_seed(section.seed)
             train, validation = self.tables["train"], self.tables["validation"]
@@ -234,18 +238,14 @@ def _pruner(trial: Any, start: float) -> Callable[[Progress, Measured], None]:
     return watch
 
 
-def _study(section: Tune, recipe: Recipe, paths: Paths, schema: reports.SplitSchema) -> Any:
-    """Open the journal of this very search: other data, base, budget or code begin another one."""
+def _study(section: Tune, attempt: _Attempt) -> Any:
+    """Open the journal of this very search: other data, base, benchmarks, budget or code begin another one."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    storage = JournalStorage(JournalFileBackend(str(_folder(paths) / "journal.log")))
-    versions = yaml.safe_load(Path(__file__).with_name("versions.yaml").read_text(encoding="utf-8"))
-    whole = recipe.model_dump(mode="json", exclude={"profiles", "register_", "gate", "check", "validate_"})
-    whole["tune"].pop("trials")
-    inputs = [whole, schema.fingerprint, versions["finetune"], versions["merge"]]
-    name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    storage = JournalStorage(JournalFileBackend(str(_folder(attempt.paths) / "journal.log")))
+    name = hashlib.sha256(json.dumps(_inputs(attempt), sort_keys=True).encode()).hexdigest()[:16]
     study = optuna.create_study(
         study_name=name,
         storage=storage,
@@ -258,6 +258,19 @@ def _study(section: Tune, recipe: Recipe, paths: Paths, schema: reports.SplitSch
         seed=section.seed + len(study.trials), n_startup_trials=max(section.trials // 3, 1)
     )
     return study
+
+
+def _inputs(attempt: _Attempt) -> list[Any]:
+    """Return what the outcomes of trials depend on: settings, and the content behind them."""
+    recipe, paths = attempt.recipe, attempt.paths
+    versions = yaml.safe_load(Path(__file__).with_name("versions.yaml").read_text(encoding="utf-8"))
+    whole = recipe.model_dump(mode="json", exclude={"profiles", "register_", "gate", "check", "validate_"})
+    whole["tune"].pop("trials")
+    halves = [paths.selection / name / "benchmark.json" for name in sorted(recipe.budget)]
+    benchmarks = [reports.read_report(half, reports.BenchmarkInfo).fingerprint for half in halves]
+    bases = [attempt.base.fingerprint, attempt.base.first_base.fingerprint]
+    code = [VERSION, versions["finetune"], versions["merge"]]
+    return [whole, attempt.schema.fingerprint, bases, benchmarks, code]
 
 
 def _take_up(study: Any) -> None:

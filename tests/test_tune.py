@@ -117,6 +117,58 @@ def test_other_budgets_are_other_searches(paths: Paths) -> None:
     assert [trial.number for trial in told] == [0]
 
 
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("base.json", ["fingerprint"]),
+        ("base.json", ["first_base", "fingerprint"]),
+        ("selection/articles/benchmark.json", ["fingerprint"]),
+    ],
+)
+def test_other_weights_or_benchmarks_behind_the_same_recipe_are_other_searches(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, file: str, fields: list[str]
+) -> None:
+    monkeypatch.setattr(module, "base_folder", lambda base, root: root)
+    monkeypatch.setattr(module._Attempt, "run", lambda attempt, trial, section: 0.0)
+    recipe, told = searched(paths, seed=12), list[Trial]()
+    tune(recipe, paths=paths, trials=1)
+    tune(recipe, paths=paths, trials=1, tell=told.append)
+    assert told == [], "the same content goes on with the same search"
+    report = paths.out / file
+    before = report.read_text()
+    content = part = json.loads(before)
+    for field in fields[:-1]:
+        part = part[field]
+    part[fields[-1]] = "f" * 64
+    report.write_text(json.dumps(content))
+    try:
+        tune(recipe, paths=paths, trials=1, tell=told.append)
+    finally:
+        report.write_text(before)
+    assert [trial.number for trial in told] == [0]
+
+
+def test_a_trial_never_goes_on_from_the_checkpoints_of_another_search(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[object, Path]] = []
+
+    def failing(
+        model: object, section: object, train: object, validation: object, scratch: Path, *_: object
+    ) -> None:
+        trained.append((section, scratch))
+        raise StageError("step 3: the loss is nan")
+
+    monkeypatch.setattr(module, "train_model", failing)
+    recipe = searched(paths, seed=13)
+    margin = recipe.budget["articles"].model_copy(update={"margin": 0.4})
+    for one in (recipe, recipe.model_copy(update={"budget": {"articles": margin}})):
+        tune(one, paths=paths, trials=1)
+    (section, scratch), (same, other) = trained
+    assert section == same
+    assert scratch != other
+
+
 def test_a_trial_that_fails_does_not_end_the_search(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     train, calls = module.train_model, []
 
