@@ -191,7 +191,7 @@ class _Attempt:
             gain = self._judge(trial, model, scratch)
         except Preempted:
             raise
-        except BaseException:
+        except Exception:  # the trial's own end; Ctrl-C is not, and finds its checkpoints again
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         shutil.rmtree(scratch, ignore_errors=True)

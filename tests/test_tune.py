@@ -25,7 +25,7 @@ from flows.tune import search
 from flows.workspace import change_recipe
 from tasks import tune as module
 from tasks.__main__ import run_stage
-from tasks.errors import ConfigError, Refused, StageError
+from tasks.errors import ConfigError, Preempted, Refused, StageError
 from tasks.families.interface import Measured
 from tasks.paths import Paths
 from tasks.recipe import Recipe, Tune, load_recipe, recipe_path
@@ -200,6 +200,45 @@ def test_a_full_disk_ends_the_search_and_no_trial(
     assert capsys.readouterr().err == "tune: the checkpoint cannot be written\n"
     monkeypatch.setattr(module, "train_model", train)
     assert [trial.state for trial in tune(recipe, paths=paths)] == ["complete"], "it is taken up again"
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        (KeyboardInterrupt(), True),
+        (SystemExit(143), True),
+        (Preempted("stopped after step 3"), True),
+        (StageError("step 3: the loss is nan"), False),
+        (optuna.TrialPruned(), False),
+    ],
+    ids=["ctrl-c", "exit", "preempted", "failed", "pruned"],
+)
+def test_only_a_trials_own_end_takes_its_checkpoints(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, end: BaseException, kept: bool
+) -> None:
+    train, found = module.train_model, list[bool]()
+
+    def ending(*given: Any) -> object:
+        checkpoint = given[4] / "of-the-test"
+        found.append(checkpoint.is_file())
+        if len(found) > 1:
+            return train(*given)
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        raise end
+
+    monkeypatch.setattr(module, "train_model", ending)
+    recipe = searched(paths, seed=14, trials=1, methods=["lp-ft"], epochs=[1, 2, 3])
+    scratch = paths.scratch / "tune"
+    shutil.rmtree(scratch, ignore_errors=True)
+    left: list[Path] = []
+    with pytest.raises(type(end)) if kept else contextlib.nullcontext():
+        tune(recipe, paths=paths, tell=lambda _: left.extend(scratch.glob("trial-*")))
+    if not kept:
+        assert left == [], "before the search ends"
+        return
+    assert [trial.state for trial in tune(recipe, paths=paths)] == ["complete"]
+    assert found == [False, True], "it is taken up again, beside its checkpoints"
 
 
 @pytest.mark.parametrize(
