@@ -63,7 +63,12 @@ def search(root: Path, recipe: str, trials: int | None, say: Callable[[str], Non
 def _search_in_process(root: Path, recipe: str, trials: int | None) -> None:
     """Run `tasks.tune` to its end; it answers for its own words, which go straight to the terminal."""
     words = [sys.executable, "-m", "tasks.tune", recipe, *([str(trials)] if trials else [])]
-    status = subprocess.run(words, cwd=root, check=False).returncode
+    with subprocess.Popen(words, cwd=root) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # the terminal told the search too, which must not be killed while it notes that it ended
+            raise
     if status == Preempted.exit_code:
         raise Preempted("the search was stopped; run it again to go on where it stood")
     if status:

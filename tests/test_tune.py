@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -482,6 +483,29 @@ def test_what_a_search_does_not_vary_is_as_the_recipe_trains(paths: Paths) -> No
     assert recipe.tune is not None
     made = sample(optuna.create_study().ask(), recipe.tune, recipe)
     assert (made["layer_decay"], made["distill"]) == (0.8, 0.5)
+
+
+def test_ctrl_c_leaves_the_search_time_to_end(tmp_path: Path) -> None:
+    program = tmp_path / "search"
+    program.write_text(
+        f"#!{sys.executable}\nimport time\ntry:\n    print('begun', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(1)\n    open('ended', 'w').close()\n"
+    )
+    program.chmod(0o755)
+    code = (
+        f"import pathlib, sys; sys.executable = {str(program)!r}; from flows import tune; "
+        "tune._search_in_process(pathlib.Path.cwd(), 'tiny', None)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in said
+    assert (tmp_path / "ended").exists()
 
 
 # --- the command ---------------------------------------------------------------------------------------
