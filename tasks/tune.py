@@ -51,6 +51,8 @@ ENDS_A_TRIAL = (PipelineError, ValueError, ArithmeticError, torch.OutOfMemoryErr
 """What a ruinous setting can end in: a loss or an outcome that is not finite, no room for the batch."""
 SEARCHED = ("full", "lp-ft", "norms", "biases")
 """Methods that need no further setting."""
+TAKEN_UP = 2
+"""Times that a trial is taken up again after its process was killed; what kills it once more will do so every time."""
 VERSION = 1
 """Raise it when a change of this module changes what is drawn, or what a trial counts."""
 
@@ -78,7 +80,9 @@ def tune(
         torch.use_deterministic_algorithms(device == "cpu")
         attempt = _Attempt(recipe, paths, device)
         study = _study(section, attempt)
-        _take_up(study)
+        for trial in _take_up(study):
+            if tell:
+                tell(_as_trial(trial))
         left = (trials or section.trials) - len(_finished(study))
         if left > 0:
             study.optimize(
@@ -273,22 +277,45 @@ def _inputs(attempt: _Attempt) -> list[Any]:
     return [whole, attempt.schema.fingerprint, bases, benchmarks, code]
 
 
-def _take_up(study: Any) -> None:
-    """Put trials that were interrupted first in the queue, as they were drawn: their checkpoints are still there."""
+def _take_up(study: Any) -> list[Any]:
+    """Put trials that were interrupted first in the queue, as they were drawn: their checkpoints are still there.
+
+    Return those that are given up instead: their process was killed too often.
+    """
     import optuna
 
     states = optuna.trial.TrialState
-    taken_up = set(study.user_attrs.get("taken_up", []))
+    taken_up, given_up = set(study.user_attrs.get("taken_up", [])), []
     for trial in study.get_trials(deepcopy=False, states=(states.RUNNING, states.FAIL)):
         if trial.number in taken_up:
             continue
+        kills = trial.user_attrs.get("kills", 0)
         if trial.state == states.RUNNING:  # whoever ran it was killed
+            kills += 1
             study.tell(trial.number, state=states.FAIL)
-        if trial.params:
+        if kills > TAKEN_UP:
+            given_up.append(_give_up(study, trial, kills))
+        elif trial.params:
             log.info("trial %d was interrupted: it is taken up again", trial.number)
-            study.enqueue_trial(trial.params)
+            study.enqueue_trial(trial.params, user_attrs={"kills": kills})
         taken_up.add(trial.number)
         study.set_user_attr("taken_up", sorted(taken_up))
+    return given_up
+
+
+def _give_up(study: Any, trial: Any, kills: int) -> Any:
+    """Add a trial with the same draw that failed, and return it: the search learns from it, and goes on to others."""
+    import optuna
+
+    failure = f"its process was killed {kills} times: out of memory, most often"
+    ended = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.PRUNED,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={**trial.user_attrs, "failure": failure},
+    )
+    study.add_trial(ended)
+    return study.trials[-1]
 
 
 def _folder(paths: Paths) -> Path:

@@ -242,6 +242,53 @@ def test_only_a_trials_own_end_takes_its_checkpoints(
     assert found == [False, True], "it is taken up again, beside its checkpoints"
 
 
+class Killed(BaseException):
+    """Ends a process where it stands: Optuna hears of no end either."""
+
+
+def test_a_trial_whose_process_is_killed_again_and_again_fails_and_the_search_goes_on(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, drawn = module.train_model, list[Any]()
+
+    def killed(*given: Any) -> object:
+        drawn.append(given[1])
+        if given[1] == drawn[0]:
+            raise Killed
+        return train(*given)
+
+    monkeypatch.setattr(module, "train_model", killed)
+    recipe = searched(paths, seed=15, trials=2)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            tune(recipe, paths=paths)
+    told: list[Trial] = []
+    found = tune(recipe, paths=paths, tell=told.append)
+    assert len(drawn) == 4, "drawn once, taken up twice, and another one"
+    reason = "failed: its process was killed 3 times: out of memory, most often"
+    assert [trial.state for trial in told] == [reason, "complete"]
+    assert [trial.state for trial in found] == ["complete", reason]
+    assert found[1].changes["finetune.learning_rate"] == drawn[0].learning_rate
+    assert tune(recipe, paths=paths, tell=told.append) == found, "it is told once"
+    assert len(told) == 2
+
+
+def test_a_trial_may_be_stopped_as_often_as_one_likes(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, stops = module.train_model, iter([Killed(), *[KeyboardInterrupt()] * 4, Killed()])
+
+    def stopped(*given: Any) -> object:
+        for stop in stops:
+            raise stop
+        return train(*given)
+
+    monkeypatch.setattr(module, "train_model", stopped)
+    recipe = searched(paths, seed=16, trials=1, methods=["lp-ft"])
+    for _ in range(6):
+        with pytest.raises((Killed, KeyboardInterrupt)):
+            tune(recipe, paths=paths)
+    assert [trial.state for trial in tune(recipe, paths=paths)] == ["complete"]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
