@@ -32,7 +32,7 @@ from tasks.families import family
 from tasks.families.interface import Measured, Model
 from tasks.files import fingerprint, folder_fingerprint, system_says
 from tasks.forgetting.search import Ends, Search
-from tasks.forgetting.way import choose, rank
+from tasks.forgetting.way import choose, rank_number
 from tasks.models import pick_device
 from tasks.passport import verify_passport
 from tasks.paths import Paths
@@ -53,7 +53,7 @@ SEARCHED = ("full", "lp-ft", "norms", "biases")
 """Methods that need no further setting."""
 TAKEN_UP = 2
 """Times that a trial is taken up again after its process was killed; what kills it once more will do so every time."""
-VERSION = 1
+VERSION = 2
 """Raise it when a change of this module changes what is drawn, or what a trial counts."""
 
 
@@ -223,8 +223,7 @@ class _Attempt:
         }
         for name, value in said.items():
             trial.set_user_attr(name, value)
-        _, value, _ = rank(chosen.gain, chosen.log_likelihood_gain, chosen.alpha)
-        return value
+        return rank_number(chosen.gain, chosen.log_likelihood_gain, chosen.alpha)
 
     def _gating(self, outcome: reports.AlphaOutcome) -> dict[str, float]:
         return {suite.name: suite.loss for suite in outcome.suites if self.recipe.budget[suite.name].margin}

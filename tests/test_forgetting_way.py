@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.forgetting.way import BASE, LOOKS, TUNED, Point, choose, spread, walk
+from tasks.forgetting.way import BASE, LOOKS, TUNED, Point, choose, rank, rank_number, spread, walk
 from tasks.recipe import Merge
 from tasks.reports import AlphaOutcome
 
@@ -199,3 +199,41 @@ def test_without_looks_only_the_largest_alpha_counts() -> None:
     section = Merge.model_validate({"alphas": TENTHS})
     assert choose(walk(section, curves.measure, curves.look, looks=0)).alpha == 1
     assert not curves.looked
+
+
+RANKED = [
+    (-0.3, None, 0.4),
+    (-0.1, 0.5, 0.4),
+    (0.0, 0.2, 1.0),
+    (0.0, 0.2, 0.1),
+    (0.0, None, 0.0),
+    (0.01, -1e6, 0.1),
+    (0.02, -12.0, 0.1),
+    (0.02, -0.05, 1.0),
+    (0.01, -0.05, 0.9),
+    (0.02, 0.0, 0.5),
+    (0.1, None, 0.6),
+    (0.1, None, 0.5),
+    (0.02, 0.1 + 1e-8, 1.0),
+    (0.02, 3.0, 0.2),
+    (0.02, 1e6, 1.0),
+]
+"""Gain, gain in log-likelihood and α, from the worst to the best."""
+
+
+def test_one_number_orders_mixtures_as_their_rank_does() -> None:
+    assert sorted(RANKED, key=lambda one: rank(*one)) == RANKED
+    assert sorted(reversed(RANKED), key=lambda one: rank_number(*one)) == RANKED
+    numbers = [rank_number(*one) for one in RANKED]
+    assert len(set(numbers)) == len(RANKED)
+
+
+THOUSANDTHS = st.integers(-5000, 5000).map(lambda number: number / 1000)
+MIXTURES = st.tuples(THOUSANDTHS, THOUSANDTHS | st.none(), st.sampled_from(TENTHS))
+
+
+@given(MIXTURES, MIXTURES)
+def test_one_number_orders_any_two_mixtures_as_their_rank_does(
+    one: tuple[float, float | None, float], other: tuple[float, float | None, float]
+) -> None:
+    assert (rank(*one) < rank(*other)) == (rank_number(*one) < rank_number(*other))

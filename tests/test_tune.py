@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tasks.errors import ConfigError, Preempted, Refused, StageError
 from tasks.families.interface import Measured
 from tasks.paths import Paths
 from tasks.recipe import Recipe, Tune, load_recipe, recipe_path
-from tasks.reports import MergeReport, read_report
+from tasks.reports import AlphaOutcome, MergeReport, read_report
 from tasks.training.loop import Progress
 from tasks.trials import Trial, ranked, read_trials, winner
 from tasks.tune import sample, tune
@@ -76,6 +76,29 @@ def test_every_trial_says_what_it_changed_and_what_came_of_it(paths: Paths) -> N
             assert trial.gain >= 0, "the base itself is always within the budget"
             assert set(trial.losses or {}) == set(trial.kept or {}) == {"articles"}
     assert not list((paths.scratch / "tune").glob("trial-*")), "nothing is left of the trials' models"
+
+
+def test_what_gains_counts_more_than_the_base_however_likely_its_labels(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimiser is steered by the order in which trials are shown and won."""
+    gains = iter([(0.0, 0.0), (0.02, -0.05), (0.01, 0.03)])
+    values: list[float] = []
+    run = module._Attempt.run
+
+    def chosen(outcomes: Sequence[AlphaOutcome]) -> AlphaOutcome:
+        gain, likelier = next(gains)
+        return outcomes[-1].model_copy(update={"gain": gain, "log_likelihood_gain": likelier})
+
+    def kept(attempt: Any, trial: Any, section: Tune) -> float:
+        values.append(run(attempt, trial, section))
+        return values[-1]
+
+    monkeypatch.setattr(module, "choose", chosen)
+    monkeypatch.setattr(module._Attempt, "run", kept)
+    found = tune(searched(paths, seed=17, epochs=[1]), paths=paths)
+    assert [trial.number for trial in found] == [2, 1, 0]
+    assert sorted((0, 1, 2), key=lambda number: -values[number]) == [2, 1, 0]
 
 
 def test_a_search_goes_on_where_it_stood(paths: Paths) -> None:

@@ -30,6 +30,8 @@ from tasks.reports import AlphaOutcome
 
 LOOKS = 4
 """Values below the largest α within the budget that are looked at, on each path."""
+DIGITS = 9
+"""Decimals to which gains are told apart in one number."""
 Point = tuple[str, float]
 """A path and an α on it."""
 BASE, TUNED = ("wise-ft", 0.0), ("wise-ft", 1.0)
@@ -46,6 +48,16 @@ def rank(gain: float, log_likelihood_gain: float | None, alpha: float) -> tuple[
     if gain <= 0 or log_likelihood_gain is None:
         return gain > 0, gain, -alpha
     return True, log_likelihood_gain, -alpha
+
+
+def rank_number(gain: float, log_likelihood_gain: float | None, alpha: float) -> float:
+    """Return `rank` as one number, for those who can compare nothing else: it orders as the tuple does, to `DIGITS`.
+
+    The second element is mapped into (-1, 1) by x / (1 + |x|), which keeps order, and rounded; what gains
+    lies 1 above that, what does not 1 below; the third element decides between equals by less than a digit is worth.
+    """
+    gains, value, nearness = rank(gain, log_likelihood_gain, alpha)
+    return (1 if gains else -1) + round(value / (1 + abs(value)), DIGITS) + nearness * 10**-DIGITS / 2
 
 
 def _rank(outcome: AlphaOutcome) -> tuple[bool, float, float, bool]:
