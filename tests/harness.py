@@ -33,6 +33,12 @@ def harness_model(scorer: Scorer) -> Any:
 
 def harness_outcomes(file: Path, scorer: Scorer, metric: str) -> dict[str, float]:
     """Run a task file, whose data lie beside it, and return the metric of each document by its first context."""
+    samples = harness_samples(file, scorer)
+    return {str(sample["arguments"][0][0]): float(sample[metric]) for sample in samples}
+
+
+def harness_samples(file: Path, scorer: Scorer, shots: int | None = None) -> list[dict[str, Any]]:
+    """Run a task file, whose data lie beside it, and return what the harness logs of each document."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -40,9 +46,11 @@ def harness_outcomes(file: Path, scorer: Scorer, metric: str) -> dict[str, float
         results = simple_evaluate(
             model=harness_model(scorer),
             tasks=[str(file)],
+            num_fewshot=shots,
             task_manager=TaskManager(include_defaults=False),
             bootstrap_iters=0,
             log_samples=True,
         )
+    samples: list[dict[str, Any]]
     (samples,) = results["samples"].values()
-    return {str(sample["arguments"][0][0]): float(sample[metric]) for sample in samples}
+    return sorted(samples, key=lambda sample: int(sample["doc_id"]))

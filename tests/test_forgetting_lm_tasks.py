@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import ConfigError, DataError
+from tasks.forgetting.harness import task_examples
 from tasks.forgetting.likelihood import Likelihoods, Request, Scorer
 from tasks.forgetting.lm_tasks import (
     Question,
@@ -18,7 +20,7 @@ from tasks.forgetting.lm_tasks import (
     perplexity_outcomes,
     read_questions,
 )
-from tests.harness import harness_outcomes
+from tests.harness import harness_outcomes, harness_samples
 from tests.tiny_lm import tiny_lm, tiny_tokenizer
 
 ROWS = [
@@ -184,3 +186,32 @@ def test_last_words_count_as_the_harness_counts_them(folder: Path, scorer: Score
     found = last_word_outcomes(scorer, [(row["query"], row["word"]) for row in ROWS])
     assert found.tolist() == [expected[row["query"]] for row in ROWS]
     assert 0 < found.sum() < len(ROWS)
+
+
+@pytest.mark.parametrize("where", ["asked", "task"])
+@pytest.mark.parametrize(("name", "task"), [("choices", "tiny_choices"), ("word", "tiny_word")])
+def test_few_shot_examples_are_those_that_the_harness_draws(
+    name: str, task: str, where: str, folder: Path, scorer: Scorer
+) -> None:
+    """Whether the recipe says how many they are, or the task's own file."""
+    file, shots = folder / f"{name}.yaml", 2 if where == "asked" else None
+    if shots is None:
+        file.write_text(f"{file.read_text()}num_fewshot: 2\n")
+    first, second = (task_examples(task, file, shots) for _ in range(2))
+    assert first == second
+    assert all(row["query"].count("\n\n") == 2 for row in first), "there are two before the question"
+    expected = harness_samples(file, scorer, shots)
+    assert [row["query"] for row in first] == [sample["arguments"][0][0] for sample in expected]
+
+
+def test_what_a_task_draws_by_itself_is_drawn_alike_every_time(folder: Path) -> None:
+    (folder / "drawn.py").write_text(
+        "import random\n\n\ndef ask(row):\n    return f'{row[\"query\"]} {random.random()}'\n"
+    )
+    drawn = CHOICES.replace('"{{query}}\\nAnswer:"', "!function drawn.ask")
+    (folder / "choices.yaml").write_text(drawn)
+    state = random.getstate()
+    first, second = (task_examples("tiny_choices", folder / "choices.yaml") for _ in range(2))
+    assert first == second
+    assert len({row["query"].split()[-1] for row in first}) == len(ROWS), "it draws"
+    assert random.getstate() == state, "and what others draw stays"

@@ -3,21 +3,29 @@
 From there on the harness is not needed: the same requests are scored by the project's own engine, on base and candidate
 alike, and the examples are split and hashed like those of any other benchmark. Tasks that score log-likelihoods can be
 used (`multiple_choice`, `loglikelihood`); those that generate text cannot.
+
+What a task draws (few-shot examples, the order of choices) is drawn with the seeds of the harness's command
+line, so that the same requests are written down every time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tasks.errors import ConfigError, DataError
 
 USABLE = ("multiple_choice", "loglikelihood")
 NO_CHOICE = -1
 """`gold` of an example that has one continuation, which the model would say or not."""
+SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
+"""As the harness's command line seeds them where it is not told to do otherwise (`lm_eval run --seed`)."""
 
 
 def task_examples(name: str, file: Path | None, shots: int | None = None) -> list[dict[str, Any]]:
@@ -45,7 +53,7 @@ def task_examples(name: str, file: Path | None, shots: int | None = None) -> lis
     if name not in manager.all_tasks:
         where = f"{file} defines" if file else "lm-evaluation-harness knows"
         raise ConfigError(f"{where} no task {name!r}; there is {', '.join(sorted(manager.all_tasks)[:8])}.")
-    with contextlib.chdir(folder) if folder else contextlib.nullcontext():
+    with contextlib.chdir(folder) if folder else contextlib.nullcontext(), _seeded():
         try:
             task: Any = manager.load(name)["tasks"][name]
             kind = task.OUTPUT_TYPE
@@ -53,12 +61,26 @@ def task_examples(name: str, file: Path | None, shots: int | None = None) -> lis
                 raise ConfigError(f"The task {name} is of type {kind}; only {', '.join(USABLE)} can be used.")
             if shots is not None:
                 task.set_config(key="num_fewshot", value=shots)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)  # its sampler has none of its own
             task.build_all_requests(limit=None, rank=0, world_size=1)
         except StopIteration:  # the harness looks at the first document before it counts them
             raise DataError(f"The task {name} has no examples.") from None
         except (OSError, ValueError, LookupError, TypeError, DatasetsError) as error:
             raise DataError(f"The task {name} cannot be read: {type(error).__name__}: {error}") from error
     return [_example(task, instances, kind) for instances in _by_document(task)]
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Seed the generators that tasks draw from, and leave them afterwards as they were."""
+    before, numpy_before = random.getstate(), np.random.get_state()
+    random.seed(SEED)
+    np.random.seed(NUMPY_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpy_before)
 
 
 def _by_document(task: Any) -> list[list[Any]]:
