@@ -351,6 +351,24 @@ def test_attempts_wider_margins_and_a_new_ledger_are_said_first() -> None:
     assert "Attempt 3" in as_markdown(summary)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"champion_verdict": "FAIL"}, "It is worse than the champion."),
+        ({"champion_verdict": "INCONCLUSIVE"}, "Whether it is worse than the champion is not settled."),
+        ({"ledger_verdict": "FAIL"}, "It is not measured from where the releases of this name began."),
+    ],
+)
+def test_a_refusal_by_champion_or_ledger_alone_says_so_in_its_first_sentence(
+    changes: dict[str, str], said: str
+) -> None:
+    reports = run_reports("pass")
+    assert reports.decision is not None
+    verdict = "FAIL" if "FAIL" in changes.values() else "INCONCLUSIVE"
+    decision = reports.decision.model_copy(update={**changes, "verdict": verdict})
+    assert summarize(dataclasses.replace(reports, decision=decision), "sentiment").sentence.endswith(said)
+
+
 def test_failed_expectations_are_named_with_their_rows() -> None:
     failed = r.Expectation(
         type="expect_column_values_to_not_be_null",

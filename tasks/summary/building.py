@@ -109,6 +109,12 @@ def _sentence(reports: Reports, outcome: Outcome) -> str:
     parts = [f"It forgot more than was agreed on {listed(lost)}."] if lost else []
     parts += [f"Whether it forgot too much on {listed(open_)} is not settled."] if open_ else []
     parts += [] if decision.target_verdict == "PASS" else [f"Its own task: {decision.target_reason}."]
+    if decision.champion_verdict == "FAIL":
+        parts.append("It is worse than the champion.")
+    if decision.champion_verdict == "INCONCLUSIVE":
+        parts.append("Whether it is worse than the champion is not settled.")
+    if decision.ledger_verdict == "FAIL":
+        parts.append("It is not measured from where the releases of this name began.")
     return " ".join([gained, *parts])
 
 
