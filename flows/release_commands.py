@@ -198,6 +198,7 @@ def write_benchmarks(root: Path, what: str, folder: Path) -> list[str]:
         ConfigError: the folder holds something.
     """
     from tasks.register import BENCHMARKS
+    from tasks.registry.protocol import inside
 
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--benchmarks {folder} holds something: name a new folder.")
@@ -208,7 +209,7 @@ def write_benchmarks(root: Path, what: str, folder: Path) -> list[str]:
     if not keys:
         raise RegistryError(f"{what} was made before releases kept their benchmarks.")
     for key in keys:
-        target = folder / key.removeprefix(BENCHMARKS)
+        target = inside(folder, key.removeprefix(BENCHMARKS))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(registry.read_report(name, manifest.version, key))
     return sorted({key.split("/")[1] for key in keys})

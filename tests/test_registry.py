@@ -275,7 +275,7 @@ def test_a_manifest_that_points_outside_is_not_followed(tmp_path: Path, model: P
     publish(registry, model)
     path = tmp_path / "registry" / "models" / "sentiment" / "versions" / "000001.json"
     path.write_text(path.read_text().replace('"config.json"', '"../../config.json"'))
-    with pytest.raises(RegistryError, match="outside the model folder"):
+    with pytest.raises(RegistryError, match="outside its folder"):
         registry.download("sentiment", 1, tmp_path / "back")
     path.write_text("{")
     with pytest.raises(RegistryError, match="no Manifest"):

@@ -151,7 +151,7 @@ class Registry:
         problems = []
         try:
             for file in manifest.files:
-                target = _inside(aside, file.path)
+                target = inside(aside, file.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     self._get_verified(file, target)
@@ -433,13 +433,15 @@ def _record(path: Path, name: str) -> FileRecord:
     return FileRecord(path=name, sha256=sha256_of(path), size=path.stat().st_size)
 
 
-def _inside(folder: Path, path: str) -> Path:
-    target = folder / path
+def inside(folder: Path, path: str) -> Path:
+    """Return where a file that a manifest names lies in `folder`.
+
+    Raises:
+        RegistryError: it would lie elsewhere.
+    """
     if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise RegistryError(
-            f"a manifest names {path!r}, which is outside the model folder: it is not trusted."
-        )
-    return target
+        raise RegistryError(f"a manifest names {path!r}, which is outside its folder: it is not trusted.")
+    return folder / path
 
 
 def _check_name(name: str) -> None:
