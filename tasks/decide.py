@@ -25,7 +25,7 @@ from tasks.advice import Against, Trained, advise
 from tasks.errors import StageError
 from tasks.forgetting.ledger import asked_otherwise, moved
 from tasks.forgetting.rule import PairedLoss, examples_needed, holm, paired_loss
-from tasks.forgetting.suites import RIGHT_OR_WRONG
+from tasks.forgetting.sizes import RIGHT_OR_WRONG
 from tasks.paths import Paths
 from tasks.recipe import Data, Decide, Finetune, Register, Suite
 

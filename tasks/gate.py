@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.errors import ConfigError, Refused, StageError, did_you_mean
-from tasks.forgetting.rule import equal_groups, examples_for_changes, fewest_examples, wider_margin
-from tasks.forgetting.suites import RIGHT_OR_WRONG, read_suite
+from tasks.forgetting.rule import equal_groups
+from tasks.forgetting.sizes import examples_asked, margin_carried, why_asked
+from tasks.forgetting.suites import read_suite
 from tasks.paths import Paths
 from tasks.recipe import Bound, Decide, Gate, Suite
 from tasks.reports import (
@@ -41,9 +42,6 @@ CONTAMINATED = 0.05
 
 Half of the margin, where that is less: examples that were learnt by heart hide as much of what the others lost.
 """
-CHANGED = 0.05
-"""Share of right-or-wrong answers that tuning usually changes, for the better or the worse: 1 to 8 % of those of a small
-language model (docs/forgetting.md)."""
 FAILED_EXPECTATIONS = "failed_expectations"
 UNSUPERVISED = "unsupervised_share"
 _SEVERITY: tuple[Level, ...] = ("pass", "warn", "refuse")
@@ -138,30 +136,18 @@ def _uncontaminated(name: str, margin: float, measures: dict[str, Measure]) -> G
 
 
 def _carries(name: str, margin: float, rule: Decide, paths: Paths) -> GateItem:
-    """Say whether the report half of a benchmark is large enough to show that its margin is kept.
-
-    One that could never show it is refused. One of right or wrong answers that shows it, but seldom, is warned of; how
-    far other outcomes spread is known only when there is a model.
-    """
+    """Say whether the report half of a benchmark is large enough to show that its margin is kept."""
     suite = read_suite(paths.report_half / name)
-    groups = suite.examples["group"]
+    groups, metric = suite.examples["group"], suite.info.metric
     independent = int(equal_groups(groups.value_counts()))
-    ranked = suite.info.metric == "spearman"
-    fewest = fewest_examples(margin, rule.confidence, ranked=ranked)
-    level: Level = "pass" if independent >= fewest else "refuse"
+    asked = examples_asked(margin, metric, rule)
+    level: Level = "pass" if independent >= asked else "refuse"
     reason = (
         f"{len(groups)} examples in {groups.nunique()} groups, worth {independent} independent ones; that a "
-        f"margin of {margin:g} was kept can be shown from {fewest} on"
+        f"margin of {margin:g} was kept {why_asked(asked, metric, rule)}"
     )
-    if suite.info.metric in RIGHT_OR_WRONG:
-        usual = max(fewest, examples_for_changes(margin, rule.confidence, rule.power, CHANGED))
-        reason += (
-            f", and {rule.power:.0%} of the time from {usual} on, where tuning changes {CHANGED:.0%} of the answers "
-            "and loses nothing"
-        )
-        level = "warn" if fewest <= independent < usual else level
-    wider = wider_margin(independent, rule.confidence, ranked=ranked) if level == "refuse" else None
-    widen = f"widen budget.{name}.margin to {wider:g} or more, " if wider else ""
+    carried = margin_carried(independent, metric, rule)
+    widen = f"widen budget.{name}.margin to {carried:g} or more, " if carried else ""
     remedy = f"Give benchmark {name} more examples, {widen}or mark it `informative: true`."
     return GateItem(
         name=f"report_examples_{name}",

@@ -856,26 +856,26 @@ def _benchmark_problems(recipe: Recipe) -> list[str]:
 
 
 def _budget_problems(recipe: Recipe) -> list[str]:
-    """Refuse a margin that its benchmark cannot show to be kept, however good the model, where its size is declared."""
+    """Refuse a margin that its benchmark has too few examples to show, where its size is declared."""
     problems = []
     for name, suite in recipe.budget.items():
         benchmark = recipe.benchmarks.get(name)
         most = _most_examples(benchmark) if benchmark else None
-        if suite.margin is None or most is None:
+        if suite.margin is None or benchmark is None or most is None:
             continue
-        from tasks.forgetting.rule import fewest_examples, wider_margin  # scipy: only where there is a size
+        # scipy: only where there is a size
+        from tasks.forgetting.sizes import METRICS, examples_asked, margin_carried, why_asked
 
         parts = 3 if isinstance(benchmark, FeatureBenchmark) else 2
-        ranked = isinstance(benchmark, SimilarityBenchmark)
-        fewest = fewest_examples(suite.margin, recipe.decide.confidence, ranked=ranked)
-        report = most // parts
-        if report < fewest:
-            wider = wider_margin(report, recipe.decide.confidence, ranked=ranked)
-            widen = f"a margin of {wider:g} or more, " if wider else ""
+        metric = benchmark.metric if isinstance(benchmark, HarnessBenchmark) else METRICS[benchmark.kind]
+        asked, report = examples_asked(suite.margin, metric, recipe.decide), most // parts
+        if report < asked:
+            carried = margin_carried(report, metric, recipe.decide)
+            widen = f"a margin of {carried:g} or more, " if carried else ""
             problems.append(
                 f"budget.{name}.margin: {most} examples leave about {report} for the report, and that a margin of "
-                f"{suite.margin:g} was kept can be shown from {fewest} on: take about {fewest * parts} examples, "
-                f"{widen}or `informative: true`"
+                f"{suite.margin:g} was kept {why_asked(asked, metric, recipe.decide)}: take about {asked * parts} "
+                f"examples, {widen}or `informative: true`"
             )
     return problems
 

@@ -225,19 +225,21 @@ def test_a_budget_that_its_benchmark_cannot_show_to_be_kept_is_refused_before_tr
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "acc", "acc_norm"])
-@pytest.mark.parametrize(("examples", "level"), [(373, "warn"), (374, "pass")])
-def test_right_or_wrong_answers_that_would_seldom_show_a_margin_are_warned_of(
-    paths: Paths, examples: int, level: str, metric: str
+def test_right_or_wrong_answers_that_would_seldom_show_a_margin_are_refused(
+    paths: Paths, metric: str
 ) -> None:
     measured(paths, copies=0.0, contaminated_laws_share=0.0)
-    benchmark(paths, examples, examples, metric)
-    gate(bounds(copies=COPIES), {"laws": Suite(margin=0.03)}, RULE, paths=paths)
-    item = read_report(paths.gate, GateReport).items[-1]
-    assert item.level == level
-    assert (
-        "80% of the time from 374 on, where tuning changes 5% of the answers and loses nothing" in item.reason
-    )
-    assert ("more examples, or mark it" in item.remedy) == (level == "warn")
+    benchmark(paths, 373, 373, metric)
+    budget = {"laws": Suite(margin=0.03)}
+    with pytest.raises(Refused) as caught:
+        gate(bounds(copies=COPIES), budget, RULE, paths=paths)
+    (problem,) = caught.value.problems
+    assert "80% of the time from 374 on, where tuning changes 5% of the answers and loses nothing" in problem
+    carried = float(problem.split("margin to ")[1].split()[0])
+    assert carried == 0.031
+    gate(bounds(copies=COPIES), {"laws": Suite(margin=carried)}, RULE, paths=paths)
+    benchmark(paths, 374, 374, metric)
+    gate(bounds(copies=COPIES), budget, RULE, paths=paths)
 
 
 def test_the_margin_that_the_advice_names_is_one_that_passes(paths: Paths) -> None:

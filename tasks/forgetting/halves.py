@@ -19,6 +19,7 @@ import yaml
 from tasks import reports
 from tasks.errors import DataError, first_of
 from tasks.files import fingerprint
+from tasks.forgetting.sizes import METRICS
 from tasks.forgetting.slices import SLICE
 from tasks.recipe import (
     Benchmark,
@@ -39,17 +40,6 @@ from tasks.tables import indexed, read_table, read_text, table_fingerprint, writ
 log = logging.getLogger(__name__)
 
 Parts = Mapping[str, pd.DataFrame]
-METRICS = {
-    "retrieval": "mrr",
-    "probe": "accuracy",
-    "knn": "accuracy",
-    "similarity": "spearman",
-    "head": "accuracy",
-    "choices": "accuracy",
-    "last-word": "accuracy",
-    "perplexity": "log_likelihood",
-    "masked-lm": "log_likelihood",
-}
 FIT = "fit"
 """The part on which a probe is fitted."""
 SHORTEST_BLOCK = 16

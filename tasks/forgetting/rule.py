@@ -287,12 +287,6 @@ def smallest_margin(examples: int, confidence: float) -> float:
     return max(1 - (1 - confidence) ** (1 / examples), z**2 / (examples + z**2))
 
 
-def wider_margin(examples: int, confidence: float, *, ranked: bool = False) -> float | None:
-    """Return a margin, to three digits up, that so many examples can show to be kept; None where no margin helps."""
-    wider = math.ceil(smallest_margin(max(examples, 1), confidence) * 1000) / 1000
-    return wider if fewest_examples(wider, confidence, ranked=ranked) <= examples else None
-
-
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
     """Say which hypotheses are rejected with a family-wise error of at most `level` (Holm 1979)."""
     rejected = [False] * len(p_values)

@@ -52,8 +52,6 @@ ASKED = ("image", "text", "query", "context")
 """Columns of examples that hold what a model is asked, the first that is there: an image's `text` names its file."""
 EMBEDDING = ("retrieval", "probe", "knn", "similarity")
 """Kinds that ask a model for vectors only, which are kept by text."""
-RIGHT_OR_WRONG = ("accuracy", "acc", "acc_norm")
-"""Metrics whose outcomes are 0 or 1."""
 OF_THE_HEAD = ("head", "masked-lm")
 """Kinds that ask the head that the base was published with."""
 
