@@ -99,7 +99,7 @@ bench-validate: .venv/.installed  ## What validate costs at a million rows: time
 bench-floors: .venv/.installed  ## What a linear model on words or pixels reaches on the recipes' test sets, in $$RETAIN_DATA
 	$(BIN)/python -m tests.bench.bench_floors
 
-bench-eval: .venv/.test  ## Likelihood benchmarks beside lm-evaluation-harness's own model: the same results, and how fast
+bench-eval: .venv/.test  ## Likelihood benchmarks beside lm-evaluation-harness's command line: the same results, and how fast
 	$(BIN)/python -m tests.bench.bench_eval
 
 bench-train: .venv/.test infra/bench-packages.txt  ## Training speed and memory beside TRL and transformers' Trainer, on data in $$RETAIN_DATA
