@@ -198,21 +198,16 @@ def write_benchmarks(root: Path, what: str, folder: Path) -> list[str]:
         ConfigError: the folder holds something.
     """
     from tasks.register import BENCHMARKS
-    from tasks.registry.protocol import inside
 
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--benchmarks {folder} holds something: name a new folder.")
     name, _, reference = what.partition("@")
     registry = _registry(root)
-    manifest = registry.resolve(name, reference or "champion")
-    keys = [key for key in manifest.reports if key.startswith(BENCHMARKS)]
-    if not keys:
+    version = registry.resolve(name, reference or "champion").version
+    written = registry.download_reports(name, version, BENCHMARKS, folder)
+    if not written:
         raise RegistryError(f"{what} was made before releases kept their benchmarks.")
-    for key in keys:
-        target = inside(folder, key.removeprefix(BENCHMARKS))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(registry.read_report(name, manifest.version, key))
-    return sorted({key.split("/")[1] for key in keys})
+    return sorted({path.split("/")[0] for path in written})
 
 
 def _registry(root: Path) -> Registry:

@@ -578,6 +578,9 @@ class Register(Section):
     """Move the alias `champion` to a release that passes."""
     rebase: Annotated[str, Field(min_length=10)] | None = None
     """Why releases of this name are from now on measured from another first base, or on other benchmarks, than before."""
+    keep_first_base: bool = False
+    """Keep the weights of the first base with the release, against the day that their source no longer has them; once,
+    however many releases there are."""
 
 
 class Tune(Section):

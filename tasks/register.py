@@ -20,7 +20,7 @@ from tasks.forgetting.ledger import moved, read_ledger
 from tasks.paths import Paths
 from tasks.recipe import Register, recipe_path
 from tasks.registry import Registry, open_registry
-from tasks.sources import keep_first_base
+from tasks.sources import KEPT_FIRST_BASE, first_base_folder, keep_first_base
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REPORTS = (
@@ -88,7 +88,11 @@ def register(
             paths.chosen,
             metrics=json.loads(paths.metrics.read_text(encoding="utf-8")),
             lineage=_lineage(paths, pin, decision),
-            reports=_report_files(paths) | _benchmark_files(paths, decision),
+            reports={
+                **_report_files(paths),
+                **_benchmark_files(paths, decision),
+                **(_first_base_files(paths) if registration.keep_first_base else {}),
+            },
             run_id=run_id,
             git_commit=git_commit,
         )
@@ -262,6 +266,13 @@ def _benchmark_files(paths: Paths, decision: reports.DecideReport) -> dict[str, 
     if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
         raise StageError("A release keeps its benchmarks; `dvc pull` or `dvc repro` brings these:", missing)
     return {key + file.name: file for key, folder in folders.items() for file in sorted(folder.iterdir())}
+
+
+def _first_base_files(paths: Paths) -> dict[str, Path]:
+    """Return the files of the first base, by the names under which a release keeps them."""
+    folder = first_base_folder(reports.read_report(paths.base, reports.Base), paths.root)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {KEPT_FIRST_BASE + path.relative_to(folder).as_posix(): path for path in files}
 
 
 def _words(version: int | None) -> str:

@@ -60,6 +60,8 @@ TUNED_FILES = (
 """What a release has beside a base model; a base made of it has them not."""
 FIRST_BASES = "first-bases"
 """Folder of the store: a file for each base that a release is measured from, named by its fingerprint."""
+KEPT_FIRST_BASE = "first_base/"
+"""How the names of the files begin that hold a first base's weights, in a release that keeps them."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 IMPORTED = ("s3://", "https://", "http://", "git+", "gs://", "azure://")
 """Beginnings of sources that DVC imports."""
@@ -202,11 +204,11 @@ def base_folder(base: Base, root: Path) -> Path:
     ):
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    again = resolve_base(base.resolved, root)
-    if again.fingerprint != base.fingerprint:
+    again = _fetch_again(base.fingerprint, base.resolved, root)
+    if again != base.fingerprint:
         raise DataError(
             f"The base model {base.resolved} has changed since it was pinned: it was {base.fingerprint[:12]}, it is "
-            f"{again.fingerprint[:12]}. Restore the old files, or run `dvc repro --force prepare@<recipe>` to take "
+            f"{again[:12]}. Restore the old files, or run `dvc repro --force prepare@<recipe>` to take "
             "the new ones."
         )
     return folder
@@ -226,13 +228,46 @@ def first_base_folder(base: Base, root: Path) -> Path:
     if folder.is_dir() and folder_fingerprint(folder) == first.fingerprint:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    again = resolve_base(first.source, root)
-    if again.fingerprint != first.fingerprint:
+    again = _fetch_again(first.fingerprint, first.source, root)
+    if again != first.fingerprint:
         raise DataError(
             f"The first base of this lineage, {first.source}, has changed: it was {first.fingerprint[:12]}, it is "
-            f"{again.fingerprint[:12]}. Forgetting is measured from the old one: restore its files."
+            f"{again[:12]}. Forgetting is measured from the old one: restore its files."
         )
     return folder
+
+
+def _fetch_again(fingerprint: str, source: str, root: Path) -> str:
+    """Put a base into the store again, from its source or, where that no longer has it, from a release that keeps it.
+
+    Return the fingerprint of what there is now.
+    """
+    try:
+        found = resolve_base(source, root).fingerprint
+    except (ConfigError, DataError):
+        if not _restored_from_release(fingerprint, root):
+            raise
+        return fingerprint
+    return fingerprint if found != fingerprint and _restored_from_release(fingerprint, root) else found
+
+
+def _restored_from_release(fingerprint: str, root: Path) -> bool:
+    """Look for a release that keeps the first base with this fingerprint, and put it into the store."""
+    from tasks.registry import open_registry
+
+    registry = open_registry(registry_root(root))
+    for name in registry.names():
+        for version in registry.versions(name):
+            first = registry.resolve(name, version).lineage.get("first_base", {})
+            if first.get("fingerprint") != fingerprint:
+                continue
+            with _new_in_store("bases") as aside:
+                files = registry.download_reports(name, version, KEPT_FIRST_BASE, aside)
+                if files and folder_fingerprint(aside) == fingerprint:
+                    log.info("%s is no longer to be had; taken from %s@%d", first["source"], name, version)
+                    _move_into(aside, _stored_base(fingerprint))
+                    return True
+    return False
 
 
 def keep_first_base(fingerprint: str, why: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tasks import reports
-from tasks.errors import Refused, StageError
+from tasks import reports, sources
+from tasks.errors import DataError, Refused, StageError
 from tasks.files import folder_fingerprint
 from tasks.forgetting.ledger import read_ledger
 from tasks.paths import Paths
@@ -216,6 +216,31 @@ def test_a_release_is_the_base_of_the_next_and_remembers_where_it_all_began(
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")  # same size, other weights
     assert first_base_folder(second, paths.root) == folder
     assert folder_fingerprint(folder) == first.fingerprint, "fetched again, and not measured from as it was"
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_first_base_that_its_source_withdrew_comes_back_from_a_release_that_keeps_it(
+    paths: Paths, publish: Publish, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    recipe = paths.root / "recipes" / "tiny.yaml"
+    recipe.write_text(
+        recipe.read_text().replace("promote:", f"keep_first_base: {str(keeps).lower()}\n  promote:")
+    )
+    publish()
+    second = resolve_base("release:tiny@champion", paths.root)
+    folder = first_base_folder(second, paths.root)
+    shutil.rmtree(folder)
+
+    def withdrawn(*_: object) -> None:
+        raise DataError("there is no such model any more")
+
+    monkeypatch.setattr(sources, "resolve_base", withdrawn)
+    if keeps:
+        assert first_base_folder(second, paths.root) == folder
+        assert folder_fingerprint(folder) == second.first_base.fingerprint
+    else:
+        with pytest.raises(DataError, match="no such model any more"):
+            first_base_folder(second, paths.root)
 
 
 def test_a_release_begins_the_ledger_and_a_rebase_begins_it_anew(

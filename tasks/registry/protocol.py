@@ -137,6 +137,24 @@ class Registry:
             self._get_verified(manifest.reports[report], path)
             return path.read_bytes()
 
+    def download_reports(self, name: str, version: int, prefix: str, folder: Path) -> list[str]:
+        """Copy what a version carries under names that begin with `prefix` to `folder`, by the rest of their names.
+
+        Verified one by one; return the rests, none where nothing begins so.
+
+        Raises:
+            RegistryError: there is no such version, or a file is missing or damaged.
+        """
+        manifest = self.resolve(name, version)
+        found = {
+            key.removeprefix(prefix): file for key, file in manifest.reports.items() if key.startswith(prefix)
+        }
+        for path, file in found.items():
+            target = inside(folder, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._get_verified(file, target)
+        return sorted(found)
+
     def download(self, name: str, version: int, folder: Path) -> Manifest:
         """Copy a version's model folder to `folder`, whole and verified or not at all; return its manifest.
 
