@@ -11,11 +11,9 @@ import hashlib
 import json
 import logging
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import torch
-import yaml
 
 from tasks import reports
 from tasks.device import hold_devices
@@ -28,6 +26,7 @@ from tasks.paths import Paths, store
 from tasks.recipe import REPLAY, Finetune
 from tasks.sources import base_folder
 from tasks.splits import read_splits
+from tasks.stages import version_of
 from tasks.training.copies import open_copies
 from tasks.training.distributed import first_rank, is_rank
 from tasks.training.launch import launch, pick_devices
@@ -82,8 +81,12 @@ def finetune(section: Finetune, *, paths: Paths) -> None:
 
 def _inputs_hash(section: Finetune, base: reports.Base, schema: reports.SplitSchema) -> str:
     """Name the stage's inputs, so that a checkpoint is only ever resumed by the run it belongs to."""
-    versions = yaml.safe_load(Path(__file__).with_name("versions.yaml").read_text(encoding="utf-8"))
-    inputs = [section.model_dump(mode="json"), base.fingerprint, schema.fingerprint, versions["finetune"]]
+    inputs = [
+        section.model_dump(mode="json"),
+        base.fingerprint,
+        schema.fingerprint,
+        version_of("finetune"),
+    ]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
+import yaml
+
 STAGES: dict[str, tuple[str, ...]] = {
     "prepare": ("task", "base", "data", "benchmarks"),
     "validate": ("validate",),
@@ -16,3 +21,10 @@ STAGES: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate", "decide"),
     "decide": ("decide", "budget", "register", "task", "data", "finetune"),
 }
+
+
+@functools.cache
+def version_of(stage: str) -> int:
+    """Return the integer of a stage's code in `versions.yaml`: what is kept under another one is not used again."""
+    versions = yaml.safe_load(Path(__file__).with_name("versions.yaml").read_text(encoding="utf-8"))
+    return int(versions[stage])

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from tasks import reports
 from tasks.device import hold_device
@@ -40,6 +39,7 @@ from tasks.rates import USUAL_RATES
 from tasks.recipe import REPLAY, Finetune, Lora, Recipe, Tune, load_recipe, recipe_path
 from tasks.sources import base_folder
 from tasks.splits import read_splits
+from tasks.stages import version_of
 from tasks.training.loop import Progress
 from tasks.training.run import train_model
 from tasks.trials import Trial, ranked, write_trials
@@ -266,13 +266,12 @@ def _study(section: Tune, attempt: _Attempt) -> Any:
 def _inputs(attempt: _Attempt) -> list[Any]:
     """Return what the outcomes of trials depend on: settings, and the content behind them."""
     recipe, paths = attempt.recipe, attempt.paths
-    versions = yaml.safe_load(Path(__file__).with_name("versions.yaml").read_text(encoding="utf-8"))
     whole = recipe.model_dump(mode="json", exclude={"profiles", "register_", "gate", "check", "validate_"})
     whole["tune"].pop("trials")
     halves = [paths.selection / name / "benchmark.json" for name in sorted(recipe.budget)]
     benchmarks = [reports.read_report(half, reports.BenchmarkInfo).fingerprint for half in halves]
     bases = [attempt.base.fingerprint, attempt.base.first_base.fingerprint]
-    code = [VERSION, versions["finetune"], versions["merge"]]
+    code = [VERSION, version_of("finetune"), version_of("merge")]
     return [whole, attempt.schema.fingerprint, bases, benchmarks, code]
 
 

@@ -85,7 +85,7 @@ def test_another_setting_is_measured_by_itself(what: str, monkeypatch: pytest.Mo
     if what == "library":
         monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
     if what == "code":
-        monkeypatch.setattr(module, "MEASURED_AS", module.MEASURED_AS + 1)
+        monkeypatch.setattr(module, "version_of", lambda stage: {"evaluate": 99}[stage])
     name = "g" if what == "benchmark" else "f"
     after = outcomes_path(*(given | changed.get(what, {})).values(), "choices", name)  # type: ignore[arg-type]
     assert after not in before

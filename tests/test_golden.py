@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tasks.paths import Paths
-from tests.golden.results import GOLDEN, STAGES, TOLERANCE, build, figures, tolerance, version_of
+from tasks.stages import version_of
+from tests.golden.results import GOLDEN, STAGES, TOLERANCE, build, figures, tolerance
 
 AGAIN = "raise it in tasks/versions.yaml if the results of {stage} were meant to change, then `python -m tests.golden`"
 

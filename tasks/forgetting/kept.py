@@ -1,8 +1,8 @@
 """What was measured is kept in the machine's store, so that no run measures it again: a file a model and benchmark.
 
 A file is named by all that its figures depend on: weights, tokenizer or preprocessing, examples and settings, device
-class, arithmetic, the versions of the libraries, and `MEASURED_AS`. So base and candidate are always compared under the
-same ones.
+class, arithmetic, and the versions of the libraries and of stage `evaluate`. So base and candidate are always compared
+under the same ones.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from tasks.families.interface import Measured, Model
 from tasks.files import atomic_path, fingerprint
 from tasks.models import tensors_fingerprint
 from tasks.paths import store
+from tasks.stages import version_of
 from tasks.tables import table_fingerprint
 
 log = logging.getLogger(__name__)
 
-MEASURED_AS = 2
-"""Raise it when a change of the code changes what is measured of the same model and examples."""
 MEASURED = [field.name for field in fields(Measured)]
 SHOWN = 5
 """Examples that an error names."""
@@ -60,7 +59,9 @@ def kept(path: Path, rows: int, measure: Callable[[], Arrays]) -> Arrays:
 def outcomes_path(model: str, max_length: int, device: str, precision: str, *what: str) -> Path:
     """Return where the outcomes of a model are kept; `what` names examples and settings."""
     setting = vectors_folder(model, max_length, device=device, precision=precision)
-    named = fingerprint([(str(place), part) for place, part in enumerate((str(MEASURED_AS), *what))])
+    named = fingerprint(
+        [(str(place), part) for place, part in enumerate((str(version_of("evaluate")), *what))]
+    )
     return store() / "outcomes" / setting.relative_to(store() / "embeddings") / f"{named[:32]}.npz"
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from tasks.rates import USUAL_RATES
 from tasks.recipe import Recipe, recipe_path
+from tasks.stages import version_of
 from tests.bench.figures import ROOT
 
 
@@ -93,8 +94,7 @@ class Case:
     @functools.cached_property
     def folder(self) -> Path:
         """Return where its splits and benchmarks are prepared."""
-        versions = yaml.safe_load((ROOT / "tasks" / "versions.yaml").read_text(encoding="utf-8"))
-        return ROOT / "data" / "bench-forgetting" / f"{self.key}-{versions['prepare']}"
+        return ROOT / "data" / "bench-forgetting" / f"{self.key}-{version_of('prepare')}"
 
     def methods(self, recipe: Recipe) -> list[Method]:
         """Return the methods that this task knows and that this case has original rows for."""

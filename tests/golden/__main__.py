@@ -7,7 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from tests.golden.results import GOLDEN, STAGES, build, figures, version_of
+from tasks.stages import version_of
+from tests.golden.results import GOLDEN, STAGES, build, figures
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from tasks.paths import Paths
 from tests.models_data import tuned_project
@@ -17,7 +16,6 @@ STAGES = ("prepare", "validate", "check", "gate", "finetune", "merge", "evaluate
 TOLERANCE = 2e-3
 COARSE = 0.05
 """For shares of few examples, where another processor may flip one."""
-VERSIONS = Path(__file__).parent.parent.parent / "tasks" / "versions.yaml"
 Figures = dict[str, float | str | None]
 
 
@@ -25,11 +23,6 @@ def tolerance(stage: str, name: str) -> float:
     """Return by how much a number may differ."""
     few = stage in ("check", "merge", "evaluate", "decide") or "accuracy" in name
     return COARSE if few else TOLERANCE
-
-
-def version_of(stage: str) -> int:
-    """Return the stage's integer in `tasks/versions.yaml`."""
-    return int(yaml.safe_load(VERSIONS.read_text(encoding="utf-8"))[stage])
 
 
 def build(folder: Path) -> Paths:
