@@ -24,7 +24,15 @@ from tasks import reports
 from tasks.advice import Against, Trained, advise
 from tasks.errors import StageError
 from tasks.forgetting.ledger import asked_otherwise, moved
-from tasks.forgetting.rule import PairedLoss, examples_needed, holm, paired_loss
+from tasks.forgetting.rule import (
+    FULL_ATTEMPTS,
+    PairedLoss,
+    examples_needed,
+    holm,
+    level_at,
+    level_spent,
+    paired_loss,
+)
 from tasks.forgetting.sizes import RIGHT_OR_WRONG
 from tasks.paths import Paths
 from tasks.recipe import Data, Decide, Finetune, Register, Suite
@@ -267,7 +275,8 @@ def _judge_suite(
     blind: str,
     attempt: int,
 ) -> reports.SuiteVerdict:
-    lower, upper = loss.lower(section.confidence), loss.upper(section.confidence)
+    level = 1 - section.confidence if margin is None else level_at(1 - section.confidence, attempt)
+    lower, upper = loss.lower(section.confidence), loss.upper(1 - level)
     p_value, needed = 1.0 if margin is None else loss.p_not_below(margin), None
     verdict: Verdict
     if margin is None:
@@ -279,10 +288,10 @@ def _judge_suite(
     elif blind:
         verdict, reason = "INCONCLUSIVE", blind
     else:
-        needed = examples_needed(loss, margin, section.confidence, section.power)
-        passed = p_value <= 1 - section.confidence
-        verdict = "FAIL" if failed else "PASS" if passed else "INCONCLUSIVE"
-        reason = _suite_reason(outcome, margin, lower, upper, needed, section, verdict)
+        needed = examples_needed(loss, margin, 1 - level, section.power)
+        verdict = "FAIL" if failed else "PASS" if p_value <= level else "INCONCLUSIVE"
+        confidence = section.confidence if failed else 1 - level
+        reason = _suite_reason(outcome, margin, lower, upper, needed, confidence, verdict)
     return reports.SuiteVerdict(
         **outcome.model_dump(include=_MEASURED),
         margin=margin,
@@ -293,7 +302,7 @@ def _judge_suite(
         verdict=verdict,
         test=loss.test,
         attempt=attempt,
-        alpha_spent=min(attempt * (1 - section.confidence), 1.0),
+        alpha_spent=level_spent(1 - section.confidence, attempt),
         reason=reason,
     )
 
@@ -304,10 +313,10 @@ def _suite_reason(
     lower: float,
     upper: float,
     needed: int | None,
-    section: Decide,
+    confidence: float,
     verdict: Verdict,
 ) -> str:
-    sure = f"{section.confidence:.0%}"
+    sure = f"{100 * confidence:.3g}%"
     seen = f"{outcome.metric} {outcome.base:.3f} → {outcome.candidate:.3f}, lost {_signed(outcome.loss)}"
     if verdict == "PASS":
         return f"{seen}; at most {_signed(upper)} with {sure} confidence, the margin is {margin:g}"
@@ -432,10 +441,15 @@ def _attempts(suites: list[reports.SuiteVerdict], section: Decide) -> str:
         return ""
     level = 1 - section.confidence
     counted = ", ".join(f"{name} {attempt}" for name, attempt in gating.items())
+    stricter = (
+        f" From attempt {FULL_ATTEMPTS + 1} on the rule is stricter: this one is judged at {level_at(level, most):.2%}."
+        if most > FULL_ATTEMPTS
+        else ""
+    )
     return (
         f"Attempt {most} on these report halves ({counted}). Each passes a model that lost the whole margin with a "
-        f"chance of up to {level:.0%}, one of {most} with up to {min(most * level, 1.0):.0%}, and more if they were made "
-        "with an eye on earlier verdicts. New examples for a benchmark begin its count anew."
+        f"chance of up to {level:.0%}, one of {most} with up to {level_spent(level, most):.0%}, and more if they were "
+        f"made with an eye on earlier verdicts.{stricter} New examples for a benchmark begin its count anew."
     )
 
 

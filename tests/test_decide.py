@@ -539,7 +539,7 @@ def test_a_margin_that_is_not_wider_has_nothing_to_say(case: Case, changes: dict
     assert case.decide().widened == ""
 
 
-def test_attempts_are_counted_and_what_they_spend_is_said_without_changing_the_rule(case: Case) -> None:
+def test_attempts_are_counted_and_what_they_spend_is_said(case: Case) -> None:
     first = case.decide()
     assert (first.attempts, first.suites[0].attempt, first.suites[0].alpha_spent) == (
         "",
@@ -552,3 +552,19 @@ def test_attempts_are_counted_and_what_they_spend_is_said_without_changing_the_r
     assert fourth.suites[0].alpha_spent == pytest.approx(0.2)
     assert "Attempt 4 on these report halves (retrieval 4)" in fourth.attempts
     assert "up to 20%" in fourth.attempts
+    assert "stricter" not in fourth.attempts
+
+
+def test_many_attempts_on_one_half_make_the_rule_stricter(case: Case) -> None:
+    base = case.suites["retrieval"]["base"].to_numpy()
+    lost = np.where(np.arange(len(base)) % 40 == 0, base - 0.5, base)  # 0.0125 a row
+    case.suites["retrieval"] = case.records(base, lost)
+    uppers = {}
+    for attempt in (1, 8, 16, 80):
+        case.attempts = {"retrieval": attempt, "probe": 1}
+        uppers[attempt] = case.decide().suites[0].upper
+    assert uppers[1] == uppers[8] < uppers[16] < uppers[80]
+    decision = case.decide()
+    assert "judged at 0.50%" in decision.attempts
+    assert "with 99.5% confidence" in decision.suites[0].reason
+    assert decision.suites[0].alpha_spent == pytest.approx(1.0)

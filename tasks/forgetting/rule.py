@@ -35,6 +35,8 @@ CALIBRATION = 0.8
 """Share of α that the approximate tests are held to: their false PASS is up to a fifth above it (`make bench-rule`)."""
 FEW = 8
 """What the skewness correction costs on few groups: the t test is held to so much less, (1 - FEW / groups)·α."""
+FULL_ATTEMPTS = 8
+"""Attempts on one report half that are judged at the whole level."""
 FEWEST_RANKED = 100
 """Pairs below which a rank correlation passes too often what lost its margin, whatever the margin (`make bench-rule`)."""
 MOST_EXAMPLES = 1_000_000
@@ -244,6 +246,19 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
     by_floor = fewest_examples(margin, confidence) * len(loss.values) / loss.units_seen
     needed = math.ceil(max(by_spread, by_floor))
     return needed if needed <= MOST_EXAMPLES else None
+
+
+def level_at(level: float, attempt: int) -> float:
+    """Return the level at which an attempt on a report half is judged: all of it up to `FULL_ATTEMPTS`, then 8/k of it.
+
+    So that looks at one half add up slowly: weekly ones for a year stay below 5 % in `make bench-ledger`.
+    """
+    return level * min(1.0, FULL_ATTEMPTS / attempt)
+
+
+def level_spent(level: float, attempts: int) -> float:
+    """Return a bound of the chance that one of so many candidates which lost the whole margin would have passed."""
+    return min(sum(level_at(level, attempt) for attempt in range(1, attempts + 1)), 1.0)
 
 
 def errors_to_margin(confidence: float, power: float) -> float:

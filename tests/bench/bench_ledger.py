@@ -30,7 +30,7 @@ from tasks.__main__ import run_stage
 from tasks.families import family
 from tasks.families.interface import Model
 from tasks.forgetting.measure import Subject, reference
-from tasks.forgetting.rule import errors_to_confirm, paired_loss
+from tasks.forgetting.rule import errors_to_confirm, level_at, paired_loss
 from tasks.forgetting.suites import read_suites
 from tasks.paths import Paths
 from tasks.recipe import load_recipe, recipe_path
@@ -43,8 +43,6 @@ from tests.bench.figures import ROOT, Figure, publish
 LINEAGES = 2000
 HORIZONS = (12, 26, 52)
 """Retrains of a lineage on the same halves: a quarter, half a year and a year of weekly ones."""
-PROMISED = 12
-"""Retrains up to which the level is held over all of them; beyond, it is shown what they add up to."""
 LEVEL, POWER = 0.05, 0.8
 RIGHT = 0.7
 """Share of the answers that the first base has right."""
@@ -107,7 +105,7 @@ def _simulated(drift: Drift) -> Iterator[Figure]:
         for retrains in HORIZONS if policy.from_first else HORIZONS[:1]:
             share = float(lost[:, retrains - 1].mean())
             error = 1.96 * math.sqrt(max(share * (1 - share), 1e-9) / LINEAGES)
-            promised = policy.from_first and policy.selects and retrains <= PROMISED
+            promised = policy.from_first and policy.selects
             yield Figure(
                 f"{drift.name}, {retrains} retrains: lineages that released a model which lost the margin, {policy.name}",
                 share,
@@ -127,15 +125,15 @@ def _lineage(drift: Drift, policy: Policy, rng: np.random.Generator) -> list[int
     """Retrain again and again; return how many releases there were after each retrain: each has lost as much again."""
     first = _begin(drift, rng)
     release, released = first, [0]
-    for _ in range(HORIZONS[-1] if policy.from_first else HORIZONS[0]):
+    for attempt in range(1, (HORIZONS[-1] if policy.from_first else HORIZONS[0]) + 1):
         candidate = _retrained(drift, release, released[-1] * drift.loss, rng)
-        passed = _passes(drift, policy, first if policy.from_first else release, candidate)
+        passed = _passes(drift, policy, first if policy.from_first else release, candidate, attempt)
         release = candidate if passed else release
         released.append(released[-1] + passed)
     return released[1:]
 
 
-def _passes(drift: Drift, policy: Policy, before: Outcomes, after: Outcomes) -> bool:
+def _passes(drift: Drift, policy: Policy, before: Outcomes, after: Outcomes, attempt: int) -> bool:
     """Judge outcomes whose first row is the selection half, and whose second is the report half."""
     selected = before[0] - after[0]
     error = float(selected.std(ddof=1)) / math.sqrt(drift.examples)
@@ -143,7 +141,7 @@ def _passes(drift: Drift, policy: Policy, before: Outcomes, after: Outcomes) -> 
     if policy.selects and float(selected.mean()) + room > drift.margin:
         return False
     values = before[1] - after[1]  # an example is a group of its own
-    return independent(values, drift.binary).p_not_below(drift.margin) <= LEVEL
+    return independent(values, drift.binary).p_not_below(drift.margin) <= level_at(LEVEL, attempt)
 
 
 def _begin(drift: Drift, rng: np.random.Generator) -> Outcomes:
