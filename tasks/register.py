@@ -20,7 +20,7 @@ from tasks.forgetting.ledger import moved, read_ledger
 from tasks.paths import Paths
 from tasks.recipe import Register, recipe_path
 from tasks.registry import Registry, open_registry
-from tasks.sources import KEPT_FIRST_BASE, first_base_folder, keep_first_base
+from tasks.sources import KEPT_FIRST_BASE, first_base_folder, note_first_base
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REPORTS = (
@@ -98,7 +98,7 @@ def register(
         )
         version, created = published.version, published.created
     first = pin.first_base
-    keep_first_base(first.fingerprint, f"{first.source}: {registration.name} in {registry_location}")
+    note_first_base(first.fingerprint, f"{first.source}: {registration.name} in {registry_location}")
     moved = _point(registry, registration.name, CHAMPION if promote else CHALLENGER, version, pin, run_id)
     champion = registry.alias(registration.name, CHAMPION)
     receipt = Receipt(

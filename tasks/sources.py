@@ -223,7 +223,7 @@ def first_base_folder(base: Base, root: Path) -> Path:
     first = base.first_base
     if first.fingerprint == base.fingerprint:
         return base_folder(base, root)
-    keep_first_base(first.fingerprint, f"{first.source}: {base.source} is measured from it")
+    note_first_base(first.fingerprint, f"{first.source}: {base.source} is measured from it")
     folder = _stored_base(first.fingerprint)
     if folder.is_dir() and folder_fingerprint(folder) == first.fingerprint:
         return folder
@@ -270,7 +270,7 @@ def _restored_from_release(fingerprint: str, root: Path) -> bool:
     return False
 
 
-def keep_first_base(fingerprint: str, why: str) -> None:
+def note_first_base(fingerprint: str, why: str) -> None:
     """Note in the machine's store that a release is measured from this base, so that no `retain clean` removes it."""
     write_text(store() / FIRST_BASES / fingerprint, why + "\n")
 

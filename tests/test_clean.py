@@ -141,7 +141,7 @@ def test_the_weights_that_forgetting_is_measured_from_are_never_garbage(
     from tasks import reports
     from tasks.paths import registry_root
     from tasks.registry import open_registry
-    from tasks.sources import keep_first_base
+    from tasks.sources import note_first_base
 
     model = tmp_path / "model"
     model.mkdir()
@@ -149,7 +149,7 @@ def test_the_weights_that_forgetting_is_measured_from_are_never_garbage(
     for name in ("first-of-release", "first-of-recipe", "first-of-another-checkout"):
         (store() / "bases" / name).mkdir()
         (store() / "bases" / name / "file").write_bytes(b"x")
-    keep_first_base("first-of-another-checkout", "path:gone: other in s3://elsewhere")
+    note_first_base("first-of-another-checkout", "path:gone: other in s3://elsewhere")
     age(store(), 20)
     lineage = {"first_base": {"source": "path:gone", "fingerprint": "first-of-release"}}
     open_registry(registry_root(project.root)).publish(
