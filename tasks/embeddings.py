@@ -24,7 +24,7 @@ from tasks.paths import store
 
 log = logging.getLogger(__name__)
 
-EMBEDDED_AS = 1
+EMBEDDED_AS = 2
 """Raise it when a change of the code changes the vectors of the same model and contents."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
 """Those whose versions may change a vector."""

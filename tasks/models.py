@@ -1,4 +1,4 @@
-"""Pretrained models of text: an encoder with mean pooling, and how weights and tokenizers are loaded and named.
+"""Pretrained models of text: an encoder, and how weights and tokenizers are loaded and named.
 
 A *base folder* holds a model as transformers saves it (`config.json`, `model.safetensors`, tokenizer files).
 Weights are safetensors only, never pickle.
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 from tasks import original_heads
 from tasks.errors import DataError, StageError
 from tasks.families.interface import Content, Embedder
-from tasks.files import fingerprint, folder_fingerprint
+from tasks.files import fingerprint, folder_fingerprint, write_text
 from tasks.training.batches import length_batches
 from tasks.training.packing import Packing, Rows, find_packing, mean_of_rows, packed_attention_in
 
@@ -50,9 +50,19 @@ OF_THE_COPY = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transf
 """Settings of a model that say where it came from and how it was saved, not what it computes."""
 
 
+Pooling = Literal["mean", "cls", "lasttoken"]
+POOLING_FILE = Path("1_Pooling") / "config.json"
+POOLING_FLAGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""How sentence-transformers writes a mode down: a flag each, one of which is on."""
+
+
 @dataclass
 class Encoder(Embedder):
-    """An encoder whose sentence vector is the mean of its last hidden states over the attention mask."""
+    """An encoder whose sentence vector is the mean of its last hidden states, or that of the first or the last token."""
 
     backbone: Any
     tokenizer: Any
@@ -60,6 +70,7 @@ class Encoder(Embedder):
     precision: str = "fp32"
     original: Any = None
     """The base with the head that it was published with, around the same backbone; None where it has none."""
+    pooling: Pooling = "mean"
     packing: Packing | None = field(default=None, init=False)
     """How rows are read packed, while the backbone trains within `packed`; None pads them."""
 
@@ -97,17 +108,27 @@ class Encoder(Embedder):
     def reading(self) -> str:
         """Names what reads a text beside the weights: the tokenizer, and the settings of the backbone."""
         return fingerprint(
-            [("tokenizer", tokenizer_fingerprint(self.tokenizer)), ("settings", settings_of(self.backbone))]
+            [
+                ("tokenizer", tokenizer_fingerprint(self.tokenizer)),
+                ("settings", settings_of(self.backbone)),
+                ("pooling", self.pooling),
+            ]
         )
 
     def pool(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Return the mean of the last hidden states over each row's tokens: `(rows, dim)`."""
+        """Return a vector a row, `(rows, dim)`: the mean of its last hidden states, or its first or last token's."""
         if self.packs:
-            return mean_of_rows(*self.read_packed(tokens))
+            hidden, rows = self.read_packed(tokens)
+            if self.pooling == "mean":
+                return mean_of_rows(hidden, rows)
+            return hidden[(rows.offsets[:-1] if self.pooling == "cls" else rows.offsets[1:] - 1).long()]
         batch = self.collate(tokens)
-        hidden = self.backbone(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        hidden, mask = self.backbone(**batch).last_hidden_state, batch["attention_mask"]
+        if self.pooling == "mean":
+            weight = mask.unsqueeze(-1).to(hidden.dtype)
+            return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        place = torch.zeros_like(mask[:, 0]) if self.pooling == "cls" else mask.sum(1) - 1
+        return hidden[torch.arange(len(hidden), device=hidden.device), place]
 
     @property
     def packs(self) -> bool:
@@ -209,6 +230,10 @@ class Encoder(Embedder):
         whole = self.original if self.original is not None else self.backbone
         whole.save_pretrained(folder, safe_serialization=True)
         save_tokenizer(self.tokenizer, folder)
+        if self.pooling != "mean":  # which is what it is where no file says otherwise
+            flags = {flag: mode == self.pooling for flag, mode in POOLING_FLAGS.items()}
+            document = {"word_embedding_dimension": self.dimensions, **flags}
+            write_text(folder / POOLING_FILE, json.dumps(document, indent=2) + "\n")
 
 
 def pad(tokens: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
@@ -241,7 +266,52 @@ def load_encoder(folder: Path, device: str | None = None, precision: str = "fp32
     )
     if original:
         original.to(device).eval()
-    return Encoder(backbone.to(device).eval(), load_tokenizer(folder), device, precision, original)
+    pooling = pooling_of(folder)
+    return Encoder(backbone.to(device).eval(), load_tokenizer(folder), device, precision, original, pooling)
+
+
+def pooling_of(folder: Path) -> Pooling:
+    """Return how a model folder makes a sentence vector, as sentence-transformers writes it down; the mean by default.
+
+    Raises:
+        StageError: in a way that is not known here, or the file is damaged.
+    """
+    file = folder / POOLING_FILE
+    if not file.is_file():
+        return "mean"
+    _warn_of_further_modules(folder)
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        modes = [said["pooling_mode"]] if "pooling_mode" in said else _flagged(said)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StageError(f"{file} is damaged ({error}): was the copy complete?") from None
+    for known in get_args(Pooling):
+        if modes == [known]:
+            return known  # type: ignore[no-any-return]
+    raise StageError(
+        f"{file} makes a sentence vector by {' and '.join(map(str, modes)) or 'nothing'}; known here are "
+        f"{', '.join(get_args(Pooling))}. Take a base that does so."
+    )
+
+
+def _warn_of_further_modules(folder: Path) -> None:
+    """Say which modules of sentence-transformers come after the pooling and are not read: a dense layer, say."""
+    file = folder / "modules.json"
+    if not file.is_file():
+        return
+    kinds = [
+        str(module.get("type", "")).rpartition(".")[-1]
+        for module in json.loads(file.read_text(encoding="utf-8"))
+    ]
+    if further := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        log.warning("%s: %s is not read; vectors are those before it", folder, ", ".join(further))
+
+
+def _flagged(said: Mapping[str, Any]) -> list[str]:
+    """Return the modes whose flags are on."""
+    return [
+        POOLING_FLAGS.get(flag, flag) for flag, on in said.items() if flag.startswith("pooling_mode_") and on
+    ]
 
 
 def _load_original(folder: Path) -> Any:

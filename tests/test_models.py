@@ -56,6 +56,60 @@ def test_pooling_is_the_mean_over_real_tokens(encoder: Encoder) -> None:
     assert torch.allclose(pooled[0], hidden[0, : len(tokens[0])].mean(0), atol=1e-6)
 
 
+def pooled_by(base: Path, folder: Path, document: dict[str, object]) -> Path:
+    shutil.copytree(base, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("document", "place"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, 0),
+        ({"pooling_mode": "cls"}, 0),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, -1),
+        ({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}, None),
+    ],
+)
+def test_a_sentence_vector_is_made_as_the_base_was_published(
+    base: Path, tmp_path: Path, document: dict[str, object], place: int | None
+) -> None:
+    encoder = load_encoder(pooled_by(base, tmp_path / "base", document), "cpu")
+    tokens = encoder.tokens(TEXTS, 64)
+    packing = encoder.find_packing()
+    assert packing is not None
+    with torch.inference_mode():
+        alone = [encoder.backbone(**encoder.collate([row])).last_hidden_state[0] for row in tokens]
+        expected = torch.stack([hidden.mean(0) if place is None else hidden[place] for hidden in alone])
+        padded = encoder.pool(tokens)
+        with encoder.packed(packing):
+            encoder.backbone.train()
+            for module in encoder.backbone.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+            packed = encoder.pool(tokens)
+    assert torch.allclose(padded, expected, atol=1e-5)
+    assert torch.allclose(packed, expected, atol=1e-5)
+    encoder.save(tmp_path / "saved")
+    saved = load_encoder(tmp_path / "saved", "cpu")
+    assert (saved.pooling, saved.reading) == (encoder.pooling, encoder.reading)
+
+
+def test_what_the_pooling_is_not_known_for_is_refused_and_what_follows_it_is_said(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, document in enumerate(({"pooling_mode": "max"}, {"pooling_mode_weightedmean_tokens": True})):
+        with pytest.raises(StageError, match="known here are mean, cls, lasttoken"):
+            load_encoder(pooled_by(base, tmp_path / str(number), document), "cpu")
+    folder = pooled_by(base, tmp_path / "dense", {"pooling_mode": "mean"})
+    kinds = ["Transformer", "Pooling", "Dense", "Normalize"]
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    load_encoder(folder, "cpu")
+    assert "Dense is not read" in caplog.text
+
+
 def test_batches_hold_each_row_once_within_the_token_limit() -> None:
     lengths = np.random.default_rng(0).integers(1, 200, 500)
     batches = list(length_batches(lengths, 1000))
