@@ -265,6 +265,7 @@ def test_a_real_encoder_learns_the_topics_of_questions(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     recipe = load_recipe(root / "recipes" / "support-intents.yaml")
     settings = {"method": "lp-ft", "loss": None, "learning_rate": 1e-4, "epochs": 1, "batch_size": 32}
+    settings |= {"replay_share": 0.0, "distill": 0.0}
     section = recipe.finetune.model_copy(update=settings)
     base = base_folder(resolve_base(recipe.base, root), root)
     torch.manual_seed(section.seed)
