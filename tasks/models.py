@@ -279,12 +279,12 @@ def pooling_of(folder: Path) -> Pooling:
     file = folder / POOLING_FILE
     if not file.is_file():
         return "mean"
-    _warn_of_further_modules(folder)
     try:
+        _warn_of_further_modules(folder)
         said = json.loads(file.read_text(encoding="utf-8"))
         modes = [said["pooling_mode"]] if "pooling_mode" in said else _flagged(said)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StageError(f"{file} is damaged ({error}): was the copy complete?") from None
+        raise StageError(f"{file} or modules.json is damaged ({error}): was the copy complete?") from None
     for known in get_args(Pooling):
         if modes == [known]:
             return known  # type: ignore[no-any-return]
