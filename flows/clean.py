@@ -101,12 +101,10 @@ def _first_bases(root: Path) -> Iterator[str]:
     By releases in this registry, by releases made on this machine in others, and by recipes run here.
     """
     yield from first_bases_to_keep()
-    registry = open_registry(registry_root(root))
-    for name in registry.names():
-        for version in registry.versions(name):
-            first = registry.resolve(name, version).lineage.get("first_base")
-            if first is not None:
-                yield FirstBase.model_validate(first).fingerprint
+    for manifest in open_registry(registry_root(root)).manifests():
+        first = manifest.lineage.get("first_base")
+        if first is not None:
+            yield FirstBase.model_validate(first).fingerprint
     for checkout in (root, *_folders(workspaces(root))):
         for path in checkout.glob("data/*/base.json"):
             yield read_report(path, Base).first_base.fingerprint

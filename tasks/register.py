@@ -88,24 +88,20 @@ def register(
             paths.chosen,
             metrics=json.loads(paths.metrics.read_text(encoding="utf-8")),
             lineage=_lineage(paths, pin, decision),
-            reports={
-                **_report_files(paths),
-                **_benchmark_files(paths, decision),
-                **(_first_base_files(paths) if registration.keep_first_base else {}),
-            },
+            reports=_files_beside(paths, decision, registration),
             run_id=run_id,
             git_commit=git_commit,
         )
         version, created = published.version, published.created
     first = pin.first_base
     note_first_base(first.fingerprint, f"{first.source}: {registration.name} in {registry_location}")
-    moved = _point(registry, registration.name, CHAMPION if promote else CHALLENGER, version, pin, run_id)
+    pointed = _point(registry, registration.name, CHAMPION if promote else CHALLENGER, version, pin, run_id)
     champion = registry.alias(registration.name, CHAMPION)
     receipt = Receipt(
         name=registration.name,
         version=version,
         created=created,
-        promoted=promote and moved,
+        promoted=promote and pointed,
         champion=champion.version if champion else None,
         verdict=decision.verdict,
     )
@@ -169,7 +165,7 @@ def _ledger_must_hold(
     now = read_ledger(registry, pin.registry_name)
     if now is None or now == pin.ledger:
         return
-    if changed := moved(pin, now, [suite.name for suite in decision.suites if suite.margin]):
+    if changed := moved(pin, now, _gating(decision)):
         raise Refused(
             f"{pin.registry_name} has releases that this candidate was not judged by, since version {now.version}: "
             f"{'; '.join(changed)}. Judge it again: `retain run {recipe} --repin`."
@@ -213,7 +209,7 @@ def _lineage(paths: Paths, pin: reports.Pin, decision: reports.DecideReport) -> 
         reports.read_report(paths.base, reports.Base),
         reports.read_report(paths.schema, reports.SplitSchema),
     )
-    gating = [suite.name for suite in decision.suites if suite.margin]
+    gating = _gating(decision)
     return {
         "recipe": paths.recipe,
         "task": schema.task,
@@ -255,12 +251,22 @@ def _report_files(paths: Paths) -> dict[str, Path]:
     return files
 
 
+def _gating(decision: reports.DecideReport) -> list[str]:
+    """Return the benchmarks that decided."""
+    return [suite.name for suite in decision.suites if suite.margin]
+
+
+def _files_beside(paths: Paths, decision: reports.DecideReport, registration: Register) -> dict[str, Path]:
+    """Return what a release carries besides its model, by name."""
+    first_base = _first_base_files(paths) if registration.keep_first_base else {}
+    return {**_report_files(paths), **_benchmark_files(paths, decision), **first_base}
+
+
 def _benchmark_files(paths: Paths, decision: reports.DecideReport) -> dict[str, Path]:
     """Return the files of both halves of the gating benchmarks: later releases are measured on the same examples."""
-    gating = [suite.name for suite in decision.suites if suite.margin]
     folders = {
         f"{BENCHMARKS}{name}/{half.name}/": half / name
-        for name in gating
+        for name in _gating(decision)
         for half in (paths.selection, paths.report_half)
     }
     if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:

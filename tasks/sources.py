@@ -256,17 +256,21 @@ def _restored_from_release(fingerprint: str, root: Path) -> bool:
     from tasks.registry import open_registry
 
     registry = open_registry(registry_root(root))
-    for name in registry.names():
-        for version in registry.versions(name):
-            first = registry.resolve(name, version).lineage.get("first_base", {})
-            if first.get("fingerprint") != fingerprint:
-                continue
-            with _new_in_store("bases") as aside:
-                files = registry.download_reports(name, version, KEPT_FIRST_BASE, aside)
-                if files and folder_fingerprint(aside) == fingerprint:
-                    log.info("%s is no longer to be had; taken from %s@%d", first["source"], name, version)
-                    _move_into(aside, _stored_base(fingerprint))
-                    return True
+    for release in registry.manifests():
+        first = release.lineage.get("first_base", {})
+        if first.get("fingerprint") != fingerprint:
+            continue
+        with _new_in_store("bases") as aside:
+            files = registry.download_reports(release.name, release.version, KEPT_FIRST_BASE, aside)
+            if files and folder_fingerprint(aside) == fingerprint:
+                log.info(
+                    "%s is no longer to be had; taken from %s@%d",
+                    first["source"],
+                    release.name,
+                    release.version,
+                )
+                _move_into(aside, _stored_base(fingerprint))
+                return True
     return False
 
 

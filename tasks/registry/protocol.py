@@ -113,6 +113,16 @@ class Registry:
             )
         return _parse(Manifest, read[0], f"{self.storage.place}/{_version_key(name, version)}")
 
+    def manifests(self) -> Iterator[Manifest]:
+        """Yield the manifest of every version, by name and number.
+
+        Raises:
+            RegistryError: one cannot be read.
+        """
+        for name in self.names():
+            for version in self.versions(name):
+                yield self.resolve(name, version)
+
     def alias(self, name: str, alias: str) -> Alias | None:
         """Return where an alias points; None when it was never set.
 
@@ -299,9 +309,10 @@ class Registry:
         Raises:
             RegistryError: a manifest cannot be read: then nothing is removed.
         """
-        manifests = (self.resolve(name, version) for name in self.names() for version in self.versions(name))
         referenced = {
-            file.sha256 for manifest in manifests for file in (*manifest.files, *manifest.reports.values())
+            file.sha256
+            for manifest in self.manifests()
+            for file in (*manifest.files, *manifest.reports.values())
         }
         garbage = [
             stored
