@@ -33,18 +33,18 @@ def harness_model(scorer: Scorer) -> Any:
 
 def harness_outcomes(file: Path, scorer: Scorer, metric: str) -> dict[str, float]:
     """Run a task file, whose data lie beside it, and return the metric of each document by its first context."""
-    samples = harness_samples(file, scorer)
+    samples = harness_samples(file, harness_model(scorer))
     return {str(sample["arguments"][0][0]): float(sample[metric]) for sample in samples}
 
 
-def harness_samples(file: Path, scorer: Scorer, shots: int | None = None) -> list[dict[str, Any]]:
-    """Run a task file, whose data lie beside it, and return what the harness logs of each document."""
+def harness_samples(file: Path, model: Any, shots: int | None = None) -> list[dict[str, Any]]:
+    """Ask a model of the harness a task file, whose data lie beside it; return what is logged of each document."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     with contextlib.chdir(file.parent):
         results = simple_evaluate(
-            model=harness_model(scorer),
+            model=model,
             tasks=[str(file)],
             num_fewshot=shots,
             task_manager=TaskManager(include_defaults=False),

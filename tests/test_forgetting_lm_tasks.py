@@ -20,7 +20,7 @@ from tasks.forgetting.lm_tasks import (
     perplexity_outcomes,
     read_questions,
 )
-from tests.harness import harness_outcomes, harness_samples
+from tests.harness import harness_model, harness_outcomes, harness_samples
 from tests.tiny_lm import tiny_lm, tiny_tokenizer
 
 ROWS = [
@@ -200,7 +200,7 @@ def test_few_shot_examples_are_those_that_the_harness_draws(
     first, second = (task_examples(task, file, shots) for _ in range(2))
     assert first == second
     assert all(row["query"].count("\n\n") == 2 for row in first), "there are two before the question"
-    expected = harness_samples(file, scorer, shots)
+    expected = harness_samples(file, harness_model(scorer), shots)
     assert [row["query"] for row in first] == [sample["arguments"][0][0] for sample in expected]
 
 

@@ -32,7 +32,7 @@ from tasks.models import load_tokenizer, load_weights
 from tasks.recipe import load_recipe, recipe_path
 from tasks.sources import base_folder, resolve_base
 from tests.bench.figures import ROOT, Figure, publish
-from tests.harness import harness_model
+from tests.harness import harness_model, harness_samples
 
 REPEATS = 3
 STOCK = 1
@@ -132,19 +132,10 @@ class Task:
 
     def by_ours(self, engine: Any) -> tuple[float, Scores]:
         """Return the same of our engine."""
-        from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
-
         timed = Timed(engine)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            results = simple_evaluate(
-                model=engine,
-                tasks=[str(self.file)],
-                task_manager=TaskManager(include_defaults=False),
-                bootstrap_iters=0,
-                log_samples=True,
-            )
-        return timed.seconds, _scores(results["samples"][self.name])
+            samples = harness_samples(self.file, engine)
+        return timed.seconds, _scores(samples)
 
 
 @dataclass
