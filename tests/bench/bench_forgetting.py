@@ -92,7 +92,7 @@ class Arena:
         after = Subject(candidate, self.recipe.evaluate)
         lost = {
             suite.name: suite_loss(suite, before, after)
-            for suite in read_suites(self.paths.report_half, list(self.gating))
+            for suite in read_suites(self.paths.report_half, list(self.recipe.budget))
         }
         losses = {name: loss.mean for name, loss in lost.items()}
         chance = 1 - self.recipe.decide.confidence
@@ -103,10 +103,10 @@ class Arena:
             log_likelihood=outcome.log_likelihood_gain,
             gain=candidate.measure(self.tables["test"]).score - self._start,
             losses=losses,
-            share=max(loss / self.gating[name] for name, loss in losses.items()),
+            share=max(losses[name] / margin for name, margin in self.gating.items()),
             path=outcome.path,
             alpha=outcome.alpha,
-            confirmed=all(loss.p_not_below(self.gating[name]) <= chance for name, loss in lost.items()),
+            confirmed=all(lost[name].p_not_below(margin) <= chance for name, margin in self.gating.items()),
         )
 
     @property

@@ -83,6 +83,11 @@ class Case:
     arrange: Callable[[Path], None] | None = None
     """Makes raw files of raw files, in the folder of the recipe."""
 
+    @property
+    def shown(self) -> list[str]:
+        """The benchmarks that decide nothing."""
+        return [name for name, suite in self.changes.get("budget", {}).items() if suite.get("informative")]
+
     @functools.cached_property
     def key(self) -> str:
         """Name all that the trainings of this case depend on, but the code."""
@@ -191,6 +196,8 @@ CASES = (
                 "test.jsonl": f"{DATA}/star_support_dialogues/test.jsonl",
                 "wikitext-all.txt": f"{DATA}/bench_wikitext2/test.txt",
                 "lambada.jsonl": f"{DATA}/bench_lambada_openai/test.jsonl",
+                "arc.jsonl": f"{DATA}/bench_arc_easy/test.jsonl",
+                "hellaswag.jsonl": f"{DATA}/bench_hellaswag/test.jsonl",
             },
             "data.train.max_rows": 120,
             "data.test.max_rows": 30,
@@ -212,8 +219,26 @@ CASES = (
                     "block_words": 24,
                     "max_blocks": 200,
                 },
+                "arc-easy": {
+                    "kind": "choices",
+                    "file": "arc.jsonl",
+                    "prompt": "{query}\nAnswer:",
+                    "max_examples": 160,
+                },
+                "hellaswag": {
+                    "kind": "choices",
+                    "file": "hellaswag.jsonl",
+                    "prompt": "{query}",
+                    "max_examples": 100,
+                },
             },
-            "budget": {"wikitext": {"margin": 0.05}, "lambada": {"margin": 0.05}},
+            # As in the recipe: so few questions see less than text does, and are shown.
+            "budget": {
+                "wikitext": {"margin": 0.05},
+                "lambada": {"margin": 0.05},
+                "arc-easy": {"informative": True},
+                "hellaswag": {"informative": True},
+            },
             "merge.alphas": [0.0, 0.25, 0.5, 0.75, 1.0],
         },
         15.0,

@@ -103,6 +103,7 @@ def publish_results(seeds: int) -> None:
         made += look_figures(case.recipe, results)
         made += confirmation_figures(case.recipe, results)
         made += choice_figures(case.recipe, results)
+        made += [figure for name in case.shown for figure in shown_figures(case.recipe, name, results)]
         picture = ROOT / "docs" / "images" / f"front-{case.recipe}.svg"
         write_text(picture, draw_front([ours, *alone], case.title, case.gain))
         print(f"drawn in {picture.relative_to(ROOT)}")
@@ -240,6 +241,23 @@ def choice_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
             yield Figure(
                 label, sum(order) / len(order), "", len(pools[0]), len(seeds), (min(order), max(order))
             )
+
+
+def shown_figures(recipe: str, suite: str, results: Sequence[Result]) -> Iterator[Figure]:
+    """Yield what ours, and a choice without a budget, lost of a benchmark that decides nothing, and who lost most."""
+    by_seed: dict[int, list[Result]] = {}
+    by_method: dict[str, list[float]] = {}
+    for result in results:
+        by_seed.setdefault(result.seed, []).append(result)
+        by_method.setdefault(result.method, []).append(result.tuned.losses[suite])
+    worst = max(by_method, key=lambda method: sum(by_method[method]))
+    for who, losses in (
+        (OURS, [max((one.within for one in own), key=_validated).losses[suite] for own in by_seed.values()]),
+        (FREE, [max((one.tuned for one in own), key=_validated).losses[suite] for own in by_seed.values()]),
+        (f"{worst}, which loses most of it", by_method[worst]),
+    ):
+        label, n = f"{recipe}: {who}: lost of {suite}, shown only", len(losses)
+        yield Figure(label, sum(losses) / n, "score", n, n, (min(losses), max(losses)))
 
 
 def look_figures(recipe: str, results: Sequence[Result]) -> Iterator[Figure]:
