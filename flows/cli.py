@@ -403,7 +403,8 @@ def show(
         if "@" not in what:
             raise ConfigError(f"--benchmarks is of a release, NAME@ALIAS; {what} is none.")
         say(f"wrote {', '.join(release_commands.write_benchmarks(root, what, benchmarks))} to {benchmarks}")
-        return
+        if html is None:
+            return
     made = release_commands.release_summary(root, what) if "@" in what else run_summary(root, what)
     if html is None:
         from tasks.summary import as_markdown

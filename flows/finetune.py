@@ -26,9 +26,9 @@ from flows.publish import publish  # noqa: E402
 from flows.run_lock import IfRunning  # noqa: E402
 from flows.runs import FlowResult, Run, RunRefused, check_start, queue_for_gpu, started  # noqa: E402
 from flows.states import ends_in_state, may_go_on, reason_left_to_the_end, stops_the_flow  # noqa: E402
-from flows.stops import sigterm_stops  # noqa: E402
 from flows.temporary_server import start_server  # noqa: E402
 from tasks.errors import Refused  # noqa: E402
+from tasks.stops import sigterm_stops  # noqa: E402
 
 
 @flow(name="finetune", log_prints=False)

@@ -151,11 +151,16 @@ def predict(
     from tasks.paths import registry_root
     from tasks.predict import load_release
 
-    name, _, reference = release.partition("@")
-    loaded = load_release(registry_root(find_root()), name, reference or "champion")
+    loaded = load_release(registry_root(find_root()), *name_and_reference(release))
     for batch in _batches(texts, file):
         for content, answer in zip(batch, loaded.answer(batch), strict=True):
             _say_answer(content, answer, as_json)
+
+
+def name_and_reference(release: str) -> tuple[str, str]:
+    """Split `NAME[@REF]`; a name alone means its champion."""
+    name, _, reference = release.partition("@")
+    return name, reference or "champion"
 
 
 def release_summary(root: Path, what: str) -> Summary:
@@ -167,9 +172,9 @@ def release_summary(root: Path, what: str) -> Summary:
     from tasks.register import REPORTS
     from tasks.summary import read_reports, summarize
 
-    name, _, reference = what.partition("@")
     registry = _registry(root)
-    manifest = registry.resolve(name, reference or "champion")
+    name, reference = name_and_reference(what)
+    manifest = registry.resolve(name, reference)
     recipe = str(manifest.lineage.get("recipe", ""))
     if not NAME_PATTERN.fullmatch(recipe):
         raise RegistryError(
@@ -201,9 +206,9 @@ def write_benchmarks(root: Path, what: str, folder: Path) -> list[str]:
 
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--benchmarks {folder} holds something: name a new folder.")
-    name, _, reference = what.partition("@")
     registry = _registry(root)
-    version = registry.resolve(name, reference or "champion").version
+    name, reference = name_and_reference(what)
+    version = registry.resolve(name, reference).version
     written = registry.download_reports(name, version, BENCHMARKS, folder)
     if not written:
         raise RegistryError(f"{what} was made before releases kept their benchmarks.")

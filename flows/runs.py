@@ -16,7 +16,6 @@ from flows.gpu_queue import gpu_turn
 from flows.plan import changed_recipe
 from flows.progress import followed
 from flows.run_lock import IfRunning, only_run
-from flows.stops import sigterm_stops
 from flows.workspace import (
     Workspace,
     check_committed,
@@ -30,6 +29,7 @@ from tasks.paths import Paths, registry_root
 from tasks.recipe import Recipe, load_recipe, recipe_path
 from tasks.reports import DecideReport, MergeReport, read_report
 from tasks.stages import STAGES
+from tasks.stops import sigterm_stops
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

@@ -14,9 +14,9 @@ from prefect import Task
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Failed, State
 
-from flows.stops import Stopped, Terminated
 from tasks.errors import PipelineError, Preempted, Refused, StageError
 from tasks.files import system_says
+from tasks.stops import Stopped, Terminated
 
 P = ParamSpec("P")
 T = TypeVar("T")

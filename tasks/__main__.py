@@ -9,19 +9,17 @@ import importlib
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
-from tasks.errors import Preempted
 from tasks.exit_status import exit_status
 from tasks.files import write_text
 from tasks.paths import Paths
 from tasks.recipe import NAME_PATTERN, load_recipe, recipe_path
 from tasks.stage_log import end_with_parent, keep_log
 from tasks.stages import STAGES
+from tasks.stops import sigterm_stops
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,12 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     if as_process and "DVC_STAGE" in os.environ:
         end_with_parent()
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        return exit_status(stage, lambda: run_stage(stage, name, Path.cwd()))
-    except _Stopped:
-        print(f"{stage}: asked to stop (SIGTERM); run it again to go on", file=sys.stderr)
-        return Preempted.exit_code
+    return exit_status(stage, sigterm_stops(whole_process=True)(lambda: run_stage(stage, name, Path.cwd())))
 
 
 def run_stage(stage: str, name: str, root: Path) -> None:
@@ -69,15 +62,6 @@ def _process_seconds() -> float | None:
     except (OSError, ValueError, IndexError):
         return None
     return round(up - ticks / os.sysconf("SC_CLK_TCK"), 3)
-
-
-class _Stopped(BaseException):
-    """SIGTERM came. No Exception, or a library that survives any of its own errors would swallow it."""
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what cleans up is not to be stopped once more
-    raise _Stopped
 
 
 if __name__ == "__main__":

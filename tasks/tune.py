@@ -40,6 +40,7 @@ from tasks.recipe import REPLAY, Finetune, Lora, Recipe, Tune, load_recipe, reci
 from tasks.sources import base_folder
 from tasks.splits import read_splits
 from tasks.stages import version_of
+from tasks.stops import Terminated, sigterm_stops
 from tasks.training.loop import Progress
 from tasks.training.run import train_model
 from tasks.trials import Trial, ranked, write_trials
@@ -49,10 +50,12 @@ log = logging.getLogger(__name__)
 USUAL_RANGE = (0.1, 5.0)
 ENDS_A_TRIAL = (PipelineError, ValueError, ArithmeticError, torch.OutOfMemoryError)
 """What a ruinous setting can end in: a loss or an outcome that is not finite, no room for the batch."""
+STOPS = (Preempted, KeyboardInterrupt, SystemExit, Terminated)
+"""What stops a search, at no fault of the trial's."""
 SEARCHED = ("full", "lp-ft", "norms", "biases")
 """Methods that need no further setting."""
 TAKEN_UP = 2
-"""Times that a trial is taken up again after its process was killed; what kills it once more will do so every time."""
+"""Times that a trial is taken up again after it took its process with it; what does so again will do so every time."""
 VERSION = 2
 """Raise it when a change of this module changes what is drawn, or what a trial counts."""
 
@@ -164,11 +167,13 @@ class _Attempt:
         started = time.monotonic()
         try:
             return self._gain(trial, self._section(changes))
-        except Preempted:
-            raise
-        except ENDS_A_TRIAL as error:  # a loss that is not finite, say: this trial failed, the search goes on
-            if system_says(error):  # which a full disk would do to every other trial
+        except BaseException as error:
+            if _stops(error):
+                trial.set_user_attr("stopped", True)
                 raise
+            if not isinstance(error, ENDS_A_TRIAL):
+                raise
+            # A loss that is not finite, say: this trial failed, the search goes on.
             trial.set_user_attr("failure", str(error))
             raise optuna.TrialPruned from error
         finally:
@@ -227,6 +232,11 @@ class _Attempt:
 
     def _gating(self, outcome: reports.AlphaOutcome) -> dict[str, float]:
         return {suite.name: suite.loss for suite in outcome.suites if self.recipe.budget[suite.name].margin}
+
+
+def _stops(error: BaseException) -> bool:
+    """Say whether the search was stopped, by a signal or by what would stop every trial (a full disk)."""
+    return isinstance(error, STOPS) or bool(system_says(error))
 
 
 def _pruner(trial: Any, start: float) -> Callable[[Progress, Measured], None]:
@@ -288,8 +298,11 @@ def _take_up(study: Any) -> list[Any]:
         if trial.number in taken_up:
             continue
         kills = trial.user_attrs.get("kills", 0)
-        if trial.state == states.RUNNING:  # whoever ran it was killed
+        if not trial.user_attrs.get(
+            "stopped"
+        ):  # whoever ran it was killed, or ended by an error of the code's
             kills += 1
+        if trial.state == states.RUNNING:
             study.tell(trial.number, state=states.FAIL)
         if kills > TAKEN_UP:
             given_up.append(_give_up(study, trial, kills))
@@ -305,7 +318,7 @@ def _give_up(study: Any, trial: Any, kills: int) -> Any:
     """Add a trial with the same draw that failed, and return it: the search learns from it, and goes on to others."""
     import optuna
 
-    failure = f"its process was killed {kills} times: out of memory, most often"
+    failure = f"it took its process with it {kills} times: out of memory, most often"
     ended = optuna.trial.create_trial(
         state=optuna.trial.TrialState.PRUNED,
         params=trial.params,
@@ -370,7 +383,8 @@ def main() -> int:
         print("usage: python -m tasks.tune RECIPE [TRIALS]", file=sys.stderr)
         return 2
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
-    return exit_status("tune", lambda: _search(words[0], int(words[1]) if len(words) == 2 else None))
+    trials = int(words[1]) if len(words) == 2 else None
+    return exit_status("tune", sigterm_stops(whole_process=True)(lambda: _search(words[0], trials)))
 
 
 def _search(name: str, trials: int | None) -> None:

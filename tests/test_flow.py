@@ -25,11 +25,11 @@ from flows.build import open_repo
 from flows.changes import Changes, changes_of
 from flows.run_lock import is_held, only_run
 from flows.settings import DEFAULTS, prefect_defaults, running_server, server_note
-from flows.stops import Stopped, Terminated, sigterm_stops
 from tasks.errors import ConfigError, Preempted, Refused, StageError
 from tasks.paths import Paths
 from tasks.recipe import load_recipe
 from tasks.reports import write_report
+from tasks.stops import Stopped, Terminated, sigterm_stops
 from tests.project import COMMAND_LINE, STAGES, Project, make_project
 from tests.test_summary import run_reports
 

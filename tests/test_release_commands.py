@@ -218,6 +218,11 @@ def test_register_publishes_once_and_says_so_as_ci_reads_it(
         half / "examples.parquet"
     ).read_bytes()
     assert "holds something" in retain("show", "tiny@1", "--benchmarks", str(kept))[2]
+    both = ("--benchmarks", str(tmp_path / "too"), "--html", str(tmp_path / "page.html"))
+    assert retain("show", "tiny", *both)[0] != 0
+    assert retain("show", "tiny@1", *both)[0] == 0
+    assert (tmp_path / "too" / "articles").is_dir()
+    assert "<html" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "tiny is none" in retain("show", "tiny", "--benchmarks", str(kept))[2]
 
 

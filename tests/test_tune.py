@@ -28,9 +28,11 @@ from tasks import tune as module
 from tasks.__main__ import run_stage
 from tasks.errors import ConfigError, Preempted, Refused, StageError
 from tasks.families.interface import Measured
+from tasks.forgetting.search import Search
 from tasks.paths import Paths
 from tasks.recipe import Recipe, Tune, load_recipe, recipe_path
 from tasks.reports import AlphaOutcome, MergeReport, read_report
+from tasks.stops import Terminated
 from tasks.training.loop import Progress
 from tasks.trials import Trial, ranked, read_trials, winner
 from tasks.tune import sample, tune
@@ -288,7 +290,7 @@ def test_a_trial_whose_process_is_killed_again_and_again_fails_and_the_search_go
     told: list[Trial] = []
     found = tune(recipe, paths=paths, tell=told.append)
     assert len(drawn) == 4, "drawn once, taken up twice, and another one"
-    reason = "failed: its process was killed 3 times: out of memory, most often"
+    reason = "failed: it took its process with it 3 times: out of memory, most often"
     assert [trial.state for trial in told] == [reason, "complete"]
     assert [trial.state for trial in found] == ["complete", reason]
     assert found[1].changes["finetune.learning_rate"] == drawn[0].learning_rate
@@ -297,7 +299,8 @@ def test_a_trial_whose_process_is_killed_again_and_again_fails_and_the_search_go
 
 
 def test_a_trial_may_be_stopped_as_often_as_one_likes(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, stops = module.train_model, iter([Killed(), *[KeyboardInterrupt()] * 4, Killed()])
+    ends = [Killed(), KeyboardInterrupt(), Terminated(), KeyboardInterrupt(), Terminated(), Killed()]
+    train, stops = module.train_model, iter(ends)
 
     def stopped(*given: Any) -> object:
         for stop in stops:
@@ -307,8 +310,50 @@ def test_a_trial_may_be_stopped_as_often_as_one_likes(paths: Paths, monkeypatch:
     monkeypatch.setattr(module, "train_model", stopped)
     recipe = searched(paths, seed=16, trials=1, methods=["lp-ft"])
     for _ in range(6):
-        with pytest.raises((Killed, KeyboardInterrupt)):
+        with pytest.raises((Killed, KeyboardInterrupt, Terminated)):
             tune(recipe, paths=paths)
+    assert [trial.state for trial in tune(recipe, paths=paths)] == ["complete"]
+
+
+def test_an_error_of_the_codes_own_is_met_three_times_and_the_search_goes_on(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, ends = module.train_model, iter([MemoryError("of the test")] * 3)
+
+    def failing(*given: Any) -> object:
+        for end in ends:
+            raise end
+        return train(*given)
+
+    monkeypatch.setattr(module, "train_model", failing)
+    recipe = searched(paths, seed=17, trials=2)
+    for _ in range(3):
+        with pytest.raises(MemoryError, match="of the test"):
+            tune(recipe, paths=paths)
+    assert [trial.state.split(":")[0] for trial in tune(recipe, paths=paths)] == ["complete", "failed"]
+
+
+def test_sigterm_while_a_trial_is_judged_is_no_fault_of_the_trials(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, judge, times = searched(paths, seed=18, trials=1, methods=["lp-ft"]), Search.outcomes, list[int]()
+
+    def stopped(self: Search) -> object:
+        times.append(len(times))
+        if len(times) <= 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return judge(self)
+
+    monkeypatch.setattr(module, "load_recipe", lambda path: recipe)
+    monkeypatch.setattr(Search, "outcomes", stopped)
+    monkeypatch.setattr(sys, "argv", ["tune", "tiny"])
+    monkeypatch.chdir(paths.root)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert [module.main() for _ in range(5)] == [75, 75, 75, 75, 0]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "asked to stop (SIGTERM); run it again to go on" in capsys.readouterr().err
     assert [trial.state for trial in tune(recipe, paths=paths)] == ["complete"]
 
 

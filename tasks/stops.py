@@ -1,4 +1,4 @@
-"""SIGTERM to a run that nobody else looks after: it ends as Preempted, once its stage has stopped."""
+"""SIGTERM to a process that nobody else looks after: it ends as Preempted, once what it does has cleaned up."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class Stopped(Preempted):
 
 
 @contextmanager
-def sigterm_stops() -> Iterator[None]:
+def sigterm_stops(*, whole_process: bool = False) -> Iterator[None]:
     """Let the first SIGTERM raise `Terminated` in the body; more of them do not disturb what cleans up.
 
-    `timeout` sends two at once: to the command, then to its whole group.
+    `timeout` sends two at once: to the command, then to its whole group. `whole_process`: the process ends with the body,
+    and no later one (of a parent that died, say) may change the status that it ends with.
 
     Raises:
         Stopped: SIGTERM came.
@@ -49,4 +50,4 @@ def sigterm_stops() -> Iterator[None]:
     except Terminated:
         raise Stopped from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if stopped and whole_process else before)
