@@ -13,7 +13,7 @@ from flows.run_lock import only_run
 from flows.workspace import check_committed
 from tasks.errors import ConfigError, Preempted, StageError
 from tasks.paths import Paths
-from tasks.recipe import load_recipe, recipe_path
+from tasks.recipe import gating_margins, load_recipe, recipe_path
 from tasks.trials import Trial, read_trials
 
 BEFORE = ("prepare", "validate", "check", "gate")
@@ -77,5 +77,4 @@ def _search_in_process(root: Path, recipe: str, trials: int | None) -> None:
 
 def margins(root: Path, recipe: str) -> dict[str, float]:
     """Return what each gating suite of a recipe may lose."""
-    budget = load_recipe(recipe_path(root, recipe)).budget
-    return {name: suite.margin for name, suite in budget.items() if suite.margin}
+    return gating_margins(load_recipe(recipe_path(root, recipe)).budget)

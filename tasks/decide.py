@@ -35,7 +35,7 @@ from tasks.forgetting.rule import (
 )
 from tasks.forgetting.sizes import RIGHT_OR_WRONG
 from tasks.paths import Paths
-from tasks.recipe import Data, Decide, Finetune, Register, Suite
+from tasks.recipe import Data, Decide, Finetune, Register, Suite, gating_margins
 
 log = logging.getLogger(__name__)
 
@@ -187,9 +187,9 @@ def _judge_suites(
     tables = {name: _records(paths.records / "suites" / f"{name}.parquet") for name in budget}
     _must_be_whole(tables, measured)
     losses = {name: _loss(table, "base") for name, table in tables.items()}
-    gating = [name for name, suite in budget.items() if suite.margin is not None]
+    gating = gating_margins(budget)
     fails = holm(
-        [losses[name].p_not_above(budget[name].margin or 0.0) for name in gating], 1 - section.confidence
+        [losses[name].p_not_above(margin) for name, margin in gating.items()], 1 - section.confidence
     )
     failed = {name for name, fail in zip(gating, fails, strict=True) if fail}
     return [
@@ -399,8 +399,7 @@ def _judge_champion(
 def _judge_ledger(pin: reports.Pin, budget: Mapping[str, Suite], rebase: str | None) -> Judged:
     """Say whether forgetting is still measured from where, and on what, the releases of this name began."""
     ledger = pin.ledger
-    gating = [name for name, suite in budget.items() if suite.margin is not None]
-    if ledger is None or not (changed := moved(pin, ledger, gating)):
+    if ledger is None or not (changed := moved(pin, ledger, gating_margins(budget))):
         return "PASS", ""
     said = f"{'; '.join(changed)} since version {ledger.version} of {pin.registry_name}"
     if rebase is None:
@@ -420,9 +419,8 @@ def _widened(pin: reports.Pin, budget: Mapping[str, Suite]) -> str:
         return ""
     wider = [
         f"{name} {margin:g}, was {ledger.margins[name]:g}"
-        for name, suite in budget.items()
-        if (margin := suite.margin)
-        and margin > ledger.margins.get(name, math.inf)
+        for name, margin in gating_margins(budget).items()
+        if margin > ledger.margins.get(name, math.inf)
         and not asked_otherwise(ledger.asked.get(name, {}), pin.asked.get(name, {}))
     ]
     if not wider:

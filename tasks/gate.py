@@ -18,7 +18,7 @@ from tasks.forgetting.rule import equal_groups
 from tasks.forgetting.sizes import examples_asked, margin_carried, why_asked
 from tasks.forgetting.suites import read_suite
 from tasks.paths import Paths
-from tasks.recipe import Bound, Decide, Gate, Suite
+from tasks.recipe import Bound, Decide, Gate, Suite, gating_margins
 from tasks.reports import (
     CheckReport,
     Expectation,
@@ -66,11 +66,13 @@ def gate(section: Gate, budget: Mapping[str, Suite], rule: Decide, *, paths: Pat
         bounds.setdefault(UNSUPERVISED, NOTHING_TO_LEARN)
     _must_be_measured(bounds, measures)
     items = [_judge(measures[name], bound) for name, bound in bounds.items()]
-    gating = [(name, suite.margin) for name, suite in budget.items() if suite.margin]
+    gating = gating_margins(budget)
     items += [
-        _uncontaminated(name, margin, measures) for name, margin in gating if _overlap(name) not in bounds
+        _uncontaminated(name, margin, measures)
+        for name, margin in gating.items()
+        if _overlap(name) not in bounds
     ]
-    items += [_carries(name, margin, rule, paths) for name, margin in gating]
+    items += [_carries(name, margin, rule, paths) for name, margin in gating.items()]
     worst = max((item.level for item in items), key=_SEVERITY.index)
     write_report(paths.gate, GateReport(level=worst, items=items))
     for item in items:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -520,6 +521,11 @@ class Suite(Section):
         if (self.margin is None) != self.informative:
             raise ValueError("give a margin, or `informative: true`; not both and not neither")
         return self
+
+
+def gating_margins(budget: Mapping[str, Suite]) -> dict[str, float]:
+    """Return the margins of the suites that gate, by name, in the budget's order."""
+    return {name: suite.margin for name, suite in budget.items() if suite.margin is not None}
 
 
 class Merge(Section):

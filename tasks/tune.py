@@ -36,7 +36,7 @@ from tasks.models import pick_device
 from tasks.passport import verify_passport
 from tasks.paths import Paths
 from tasks.rates import USUAL_RATES
-from tasks.recipe import REPLAY, Finetune, Lora, Recipe, Tune, load_recipe, recipe_path
+from tasks.recipe import REPLAY, Finetune, Lora, Recipe, Tune, gating_margins, load_recipe, recipe_path
 from tasks.sources import base_folder
 from tasks.splits import read_splits
 from tasks.stages import version_of
@@ -231,7 +231,11 @@ class _Attempt:
         return rank_number(chosen.gain, chosen.log_likelihood_gain, chosen.alpha)
 
     def _gating(self, outcome: reports.AlphaOutcome) -> dict[str, float]:
-        return {suite.name: suite.loss for suite in outcome.suites if self.recipe.budget[suite.name].margin}
+        return {
+            suite.name: suite.loss
+            for suite in outcome.suites
+            if suite.name in gating_margins(self.recipe.budget)
+        }
 
 
 def _stops(error: BaseException) -> bool:

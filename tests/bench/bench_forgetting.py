@@ -37,7 +37,7 @@ from tasks.forgetting.search import Ends, Search
 from tasks.forgetting.suites import read_suites
 from tasks.forgetting.way import choose
 from tasks.paths import Paths
-from tasks.recipe import REPLAY, SPLITS, Finetune, load_recipe, recipe_path
+from tasks.recipe import REPLAY, SPLITS, Finetune, gating_margins, load_recipe, recipe_path
 from tasks.sources import base_folder, fetch_raw
 from tasks.splits import first_by_hash, read_splits
 from tasks.training.run import train_model
@@ -112,7 +112,7 @@ class Arena:
     @property
     def gating(self) -> dict[str, float]:
         """The margins of the suites that decide."""
-        return {name: suite.margin for name, suite in self.recipe.budget.items() if suite.margin}
+        return gating_margins(self.recipe.budget)
 
     def search(self, ends: Ends) -> Search:
         """Return a search for the mixture that gains most within the budget on the selection halves."""

@@ -1,8 +1,9 @@
 """Which margins the original benchmarks of a small language model carry, from real paired outcomes.
 
 Tunes SmolLM2-135M on support dialogues, and asks base and tuned model the report halves of ARC-easy, HellaSwag, PIQA,
-LAMBADA and WikiText-2. The spread of the paired differences is what a margin must pay
-for. `RETAIN_DATA` names the data (docs/datasets.md); `make bench-margins` runs it where it is set.
+LAMBADA and WikiText-2. The spread of the paired differences is what a margin must pay for; of text, also how much the
+worst block lost: the rule takes what it did not see to have lost a nat a token at the most. `RETAIN_DATA` names the
+data (docs/datasets.md); `make bench-margins` runs it where it is set.
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ def _figures(losses: Losses, recipe: Recipe) -> Iterator[Figure]:
         bounds = (loss.lower(confidence), loss.upper(confidence))
         yield Figure(f"{label}: loss", loss.mean, unit, size, interval=bounds)
         yield Figure(f"{label}: margin carried", carried(loss, confidence, power), unit, size)
+        if not loss.binary:
+            yield Figure(f"{label}: most lost of a block", float(loss.values.max()), unit, size)
 
 
 if __name__ == "__main__":
