@@ -46,10 +46,9 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
     return CausalLM.load_base(make_base("llama", tmp_path_factory.mktemp("bases")), "cpu")
 
 
-def passages(fingerprint: str = "f") -> Suite:
-    info = BenchmarkInfo(
-        name="ends", kind="last-word", metric="accuracy", examples=2, fingerprint=fingerprint
-    )
+def passages(fingerprint: str = "f", **asked: Any) -> Suite:
+    given = {"name": "ends", "kind": "last-word", "metric": "accuracy"} | asked
+    info = BenchmarkInfo(examples=2, fingerprint=fingerprint, **given)
     rows = {"id": ["a", "b"], "group": ["a", "b"], "context": ["the book", "the film"]}
     return Suite(info, pd.DataFrame({**rows, "continuation": [" good", " bad"]}), pd.DataFrame())
 
@@ -74,6 +73,16 @@ def test_likelihoods_are_measured_once_by_all_runs(
     first, again = (Subject(language_model, SETTINGS).outcomes(suite) for _ in range(2))
     assert first.tolist() == again.tolist()
     assert asked == ["f"]
+
+
+@pytest.mark.parametrize("asked", [{"kind": "choices"}, {"settings": {"prompt": "{query}?"}}])
+def test_the_same_examples_may_be_asked_in_two_ways(
+    asked: dict[str, Any], language_model: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = passages(name="one"), passages(name="other", **asked)
+    monkeypatch.setattr(Suite, "measure", lambda self, subject: np.full(2, float(self.info.name == "other")))
+    subject = Subject(language_model, SETTINGS)
+    assert [subject.outcomes(suite).tolist() for suite in (one, other, one)] == [[0, 0], [1, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("what", ["model", "benchmark", "length", "precision", "device", "library", "code"])

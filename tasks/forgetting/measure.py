@@ -34,17 +34,17 @@ class Subject:
     fingerprint: str = ""
     """Of its weights and of what reads for them; of a base as it was published, over all its files."""
     _outcomes: dict[str, Outcomes] = field(default_factory=dict)
-    """By the fingerprint of the half."""
+    """By what is asked."""
 
     def __post_init__(self) -> None:
         self.fingerprint = self.fingerprint or model_fingerprint(self.model)
 
     def outcomes(self, suite: Suite) -> Outcomes:
         """Return the outcome of each example of a suite, `(examples,)`."""
-        half = suite.info.fingerprint
-        if half not in self._outcomes:
-            self._outcomes[half] = self._measure(suite)
-        return self._outcomes[half]
+        asked = repr(_asked(suite))
+        if asked not in self._outcomes:
+            self._outcomes[asked] = self._measure(suite)
+        return self._outcomes[asked]
 
     def embed(self, contents: Sequence[str | bytes]) -> NDArray[np.float32]:
         """Return the model's unit vectors of texts or images, (rows, dim)."""
@@ -77,9 +77,7 @@ class Subject:
             self.max_length,
             self.model.device,
             self.settings.precision,
-            suite.info.kind,
-            suite.info.fingerprint,
-            repr(sorted(suite.info.settings.items())),
+            *_asked(suite),
             *([self._original_head] if suite.info.kind in OF_THE_HEAD else []),
         )
         found = kept(path, len(suite.examples), lambda: {"outcomes": self._checked(suite)})
@@ -90,6 +88,11 @@ class Subject:
         outcomes = suite.measure(self)
         must_be_finite(outcomes, suite.examples["id"].astype(str).tolist(), f"benchmark {suite.name}")
         return outcomes
+
+
+def _asked(suite: Suite) -> tuple[str, str, str]:
+    """Name what a suite asks: in which way, of which examples. Two suites may ask the same examples in two ways."""
+    return suite.info.kind, suite.info.fingerprint, repr(sorted(suite.info.settings.items()))
 
 
 def reference(base: Base, task: str, start: Embedder, settings: Evaluate, root: Path) -> Subject:
