@@ -42,13 +42,15 @@ class Against:
     ledger: reports.Verdict
     ceiling: str = ""
     """What the start reaches on the test split, where a model without an error could not show a gain over it."""
+    ledgered: bool = False
+    """Whether releases of this name have begun a ledger, which other examples of a benchmark would leave."""
 
 
 def advise(against: Against, merged: reports.MergeReport, trained: Trained) -> list[str]:
     """Return two or three changes of the recipe; nothing where nothing stands against the release."""
     ceiling = [*_at_the_ceiling(against.ceiling)]
     tuning = ceiling or _on_tuning(against.suites, merged, trained)
-    advice = [*tuning, *_on_benchmarks(against.suites)]
+    advice = [*tuning, *_on_benchmarks(against.suites, against.ledgered)]
     if not tuning and any(suite.examples_needed and suite.loss > 0 for suite in _unsettled(against.suites)):
         advice.append(
             "Lower finetune.learning_rate to a third: that less is lost takes fewer examples to show."
@@ -149,15 +151,21 @@ def _finer_mixtures(merged: reports.MergeReport) -> list[str]:
     return []
 
 
-def _on_benchmarks(suites: Sequence[reports.SuiteVerdict]) -> Iterator[str]:
+def _on_benchmarks(suites: Sequence[reports.SuiteVerdict], ledgered: bool) -> Iterator[str]:
     """Yield what would settle the benchmarks that are not settled."""
+    anew = ", and say in register.rebase why its examples changed" if ledgered else ""
     for suite in _unsettled(suites):
-        if not suite.examples_needed:
-            yield f"Put a benchmark that the base is good at in the place of {suite.name}."
+        if suite.blind:
+            yield f"Put a benchmark that the base is good at in the place of {suite.name}{anew}."
             yield f"Set budget.{suite.name}.informative: true, so that it is shown and decides nothing."
             continue
-        if not _enough(suite):
-            yield f"Give benchmark {suite.name} about {suite.examples_needed} report examples."
+        if not suite.examples_needed:
+            yield (
+                f"Set budget.{suite.name}.informative: true, or put another benchmark in its place: no number of "
+                "examples settles a margin that is so small beside how far its outcomes move."
+            )
+        elif not _enough(suite):
+            yield f"Give benchmark {suite.name} about {suite.examples_needed} report examples{anew}."
         margin = math.ceil(suite.upper * 1000) / 1000
         if margin < 1:
             yield f"Accept a margin of {margin:g} in budget.{suite.name}.margin, if that loss is acceptable."

@@ -28,6 +28,7 @@ from tasks.forgetting.rule import (
     FULL_ATTEMPTS,
     PairedLoss,
     examples_needed,
+    fewest_examples,
     holm,
     level_at,
     level_spent,
@@ -72,7 +73,9 @@ def decide(
     _must_belong_together(evaluated, merged, pin, budget)
     made = _judge(evaluated, merged, pin, section, budget, registration, paths)
     ceiling = "" if made.target == "PASS" else _ceiling(evaluated, section, paths)
-    against = Against(made.suites, made.target, made.champion, made.ledger, ceiling)
+    against = Against(
+        made.suites, made.target, made.champion, made.ledger, ceiling, ledgered=pin.ledger is not None
+    )
     judged = made.answers()
     report = reports.DecideReport(
         verdict=min((answer for answer, _ in judged), key=_SEVERITY.__getitem__),
@@ -85,7 +88,7 @@ def decide(
         ledger_reason=made.ledger_reason,
         rebase=registration.rebase if made.ledger_reason and made.ledger == "PASS" else None,
         widened=_widened(pin, budget),
-        attempts=_attempts(made.suites, section),
+        attempts=_attempts(made.suites, section, ledgered=pin.ledger is not None),
         champion=pin.champion,
         champion_verdict=made.champion,
         suites=made.suites,
@@ -170,8 +173,12 @@ def _must_belong_together(
         problems.append("evaluate.json measured another model than merge.json chose")
     if evaluated.champion != pin.champion:
         problems.append(f"evaluate.json knows champion {evaluated.champion}, pin.json {pin.champion}")
-    if missing := sorted(set(budget) - {suite.name for suite in evaluated.suites}):
-        problems.append(f"evaluate.json has no {', '.join(missing)}, which the budget names")
+    if evaluated.candidate_model != pin.candidate_model:
+        problems.append("pin.json counted the attempts of another model than evaluate.json measured")
+    measured = {suite.name for suite in evaluated.suites}
+    for name, known in (("evaluate.json", measured), ("pin.json", set(pin.attempts))):
+        if missing := sorted(set(budget) - known):
+            problems.append(f"{name} has no {', '.join(missing)}, which the budget names")
     if problems:
         raise StageError("The reports do not belong together; run the stages again (`dvc repro`):", problems)
 
@@ -200,7 +207,7 @@ def _judge_suites(
             section,
             failed=name in failed,
             blind=_blind(measured[name], tables[name], section),
-            attempt=pin.attempts.get(name, 1),
+            attempt=pin.attempts[name],
         )
         for name, suite in budget.items()
     ]
@@ -220,16 +227,35 @@ def _judge_tuned(
 ) -> list[reports.SuiteVerdict]:
     """Judge the tuned model on the selection halves, by its standard error: of the base there is nothing to tell."""
     outcomes = [outcome for outcome in merged.tuned.suites if outcome.name in budget]
-    return [_judge_by_error(outcome, budget[outcome.name].margin, section) for outcome in outcomes]
+    gating = [outcome for outcome in outcomes if outcome.name in gating_margins(budget)]
+    fails = holm(
+        [1 - _p_by_error(outcome, gating_margins(budget)[outcome.name]) for outcome in gating],
+        1 - section.confidence,
+    )
+    failed = {outcome.name for outcome, fail in zip(gating, fails, strict=True) if fail}
+    return [
+        _judge_by_error(outcome, budget[outcome.name].margin, section, failed=outcome.name in failed)
+        for outcome in outcomes
+    ]
+
+
+def _p_by_error(outcome: reports.SuiteOutcome, margin: float) -> float:
+    """Return the p value of «the loss is at least `margin`», of a loss whose standard error alone is known."""
+    return float(stats.norm.cdf((outcome.loss - margin) / max(outcome.standard_error, 1e-12)))
 
 
 def _judge_by_error(
-    outcome: reports.SuiteOutcome, margin: float | None, section: Decide
+    outcome: reports.SuiteOutcome, margin: float | None, section: Decide, *, failed: bool
 ) -> reports.SuiteVerdict:
-    width = float(stats.norm.ppf(section.confidence)) * outcome.standard_error
+    level = 1 - section.confidence
+    width = float(stats.norm.isf(level)) * outcome.standard_error
     lower, upper = outcome.loss - width, outcome.loss + width
-    limit = math.inf if margin is None else margin
-    verdict: Verdict = "FAIL" if lower > limit else "PASS" if upper < limit else "INCONCLUSIVE"
+    verdict: Verdict = "PASS"
+    if margin is not None:
+        shows = outcome.p_guessing <= level and outcome.independent >= fewest_examples(
+            margin, section.confidence
+        )
+        verdict = "FAIL" if failed else "PASS" if shows and upper < margin else "INCONCLUSIVE"
     reason = (
         f"{outcome.metric} {outcome.base:.3f} → {outcome.candidate:.3f} on {outcome.examples} selection examples, lost "
         f"{_signed(outcome.loss)} ({_signed(lower)} to {_signed(upper)} with {section.confidence:.0%} confidence a side)"
@@ -239,7 +265,7 @@ def _judge_by_error(
         margin=margin,
         lower=lower,
         upper=upper,
-        p_value=float(stats.norm.cdf((outcome.loss - limit) / max(outcome.standard_error, 1e-12))),
+        p_value=1.0 if margin is None else _p_by_error(outcome, margin),
         examples_needed=None,
         verdict=verdict,
         test="z",
@@ -255,12 +281,12 @@ def _blind(outcome: reports.SuiteOutcome, table: pd.DataFrame, section: Decide) 
             f"the base scores {outcome.base:.3f}, guessing scores {outcome.chance:.3f}, on {outcome.examples} examples: "
             "where nothing is shown to be known, no forgetting can be seen. Take a benchmark that the base can do"
         )
-    first = float(table["base"].iloc[0])
-    constant = bool((table[["base", "candidate"]] == first).all(axis=None))
+    first, after = (float(table[side].iloc[0]) for side in ("base", "candidate"))
+    constant = bool((table["base"] == first).all() and (table["candidate"] == after).all())
     if constant and not (first == 1 and outcome.metric in AT_MOST_ONE):
         return (
-            f"{outcome.metric} is {first:.3f} for each of {outcome.examples} examples, by both models: what never varies "
-            "does not measure them. Look at the benchmark"
+            f"{outcome.metric} is {first:.3f} for each of {outcome.examples} examples by the base, {after:.3f} by this "
+            "model: what never varies does not measure them. Look at the benchmark"
         )
     return ""
 
@@ -291,7 +317,7 @@ def _judge_suite(
         needed = examples_needed(loss, margin, 1 - level, section.power)
         verdict = "FAIL" if failed else "PASS" if p_value <= level else "INCONCLUSIVE"
         confidence = section.confidence if failed else 1 - level
-        reason = _suite_reason(outcome, margin, lower, upper, needed, confidence, verdict)
+        reason = _suite_reason(outcome, margin, (lower, upper), needed, confidence, verdict)
     return reports.SuiteVerdict(
         **outcome.model_dump(include=_MEASURED),
         margin=margin,
@@ -302,6 +328,7 @@ def _judge_suite(
         verdict=verdict,
         test=loss.test,
         attempt=attempt,
+        blind=bool(blind) and margin is not None,
         alpha_spent=level_spent(1 - section.confidence, attempt),
         reason=reason,
     )
@@ -310,23 +337,24 @@ def _judge_suite(
 def _suite_reason(
     outcome: reports.SuiteOutcome,
     margin: float,
-    lower: float,
-    upper: float,
+    bounds: tuple[float, float],
     needed: int | None,
     confidence: float,
     verdict: Verdict,
 ) -> str:
+    lower, upper = bounds
     sure = f"{100 * confidence:.3g}%"
     seen = f"{outcome.metric} {outcome.base:.3f} → {outcome.candidate:.3f}, lost {_signed(outcome.loss)}"
     if verdict == "PASS":
         return f"{seen}; at most {_signed(upper)} with {sure} confidence, the margin is {margin:g}"
     if verdict == "FAIL":
         return f"{seen}; at least {_signed(lower)} with {sure} confidence, the margin is {margin:g}"
-    settled = (
-        f"a model that lost nothing would need about {needed} examples to pass, here are {outcome.examples}"
-        if needed
-        else "this set cannot settle it"
-    )
+    if needed is None:
+        settled = "this set cannot settle it"
+    elif outcome.examples >= needed:
+        settled = f"these {outcome.examples} examples would do for a model that lost nothing: what was lost is too much"
+    else:
+        settled = f"a model that lost nothing would need about {needed} examples to pass, here are {outcome.examples}"
     return f"{seen}; between {_signed(lower)} and {_signed(upper)}, the margin is {margin:g}: {settled}"
 
 
@@ -431,7 +459,7 @@ def _widened(pin: reports.Pin, budget: Mapping[str, Suite]) -> str:
     )
 
 
-def _attempts(suites: list[reports.SuiteVerdict], section: Decide) -> str:
+def _attempts(suites: list[reports.SuiteVerdict], section: Decide, *, ledgered: bool) -> str:
     """Say how often the gating report halves have been used, and what that costs; nothing at the first attempt."""
     gating = {suite.name: suite.attempt for suite in suites if suite.margin is not None}
     most = max(gating.values())
@@ -447,7 +475,8 @@ def _attempts(suites: list[reports.SuiteVerdict], section: Decide) -> str:
     return (
         f"Attempt {most} on these report halves ({counted}). Each passes a model that lost the whole margin with a "
         f"chance of up to {level:.0%}, one of {most} with up to {level_spent(level, most):.0%}, and more if they were "
-        f"made with an eye on earlier verdicts.{stricter} New examples for a benchmark begin its count anew."
+        f"made with an eye on earlier verdicts.{stricter} New examples for a benchmark begin its count anew"
+        f"{', and need a reason in register.rebase' if ledgered else ''}."
     )
 
 

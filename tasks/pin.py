@@ -41,6 +41,7 @@ def pin(name: str, section: Evaluate, *, paths: Paths) -> None:
         registry_name=name,
         champion=champion.version if champion else None,
         champion_model=model,
+        candidate_model=candidate,
         first_base=base.first_base,
         ledger=read_ledger(registry, name),
         benchmarks=benchmarks,

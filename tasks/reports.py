@@ -219,6 +219,10 @@ class SuiteOutcome(Part):
     """Of the paired loss, over groups."""
     chance: float = 0.0
     """What guessing scores on these examples."""
+    p_guessing: float
+    """Of «the base does no better than guessing»: large where there is nothing that could be lost."""
+    independent: float
+    """How many independent examples these are worth: fewer where groups have several."""
 
 
 class AlphaOutcome(Part):
@@ -364,6 +368,8 @@ class Pin(Report):
     """Version the alias pointed at; null when there is none."""
     champion_model: str | None
     """Fingerprint of its model."""
+    candidate_model: str
+    """Fingerprint of the model whose attempts these are."""
     first_base: FirstBase
     ledger: Ledger | None = None
     """null before the first release."""
@@ -440,6 +446,8 @@ class SuiteVerdict(Part):
     error alone)."""
     attempt: int = 1
     """Of the candidates that were measured on this report half."""
+    blind: bool = False
+    """Nothing could be seen here whatever the number of examples: the base knows nothing of it, or nothing varies."""
     alpha_spent: float | None = None
     """Bound of the chance that one of so many candidates which lost the whole margin would have passed."""
     reason: str

@@ -174,7 +174,18 @@ def test_a_ledger_that_does_not_hold_is_put_back_or_given_a_reason() -> None:
 
 def test_a_benchmark_that_cannot_be_settled_is_replaced_or_only_shown() -> None:
     advice = told(verdict("INCONCLUSIVE", 200, None), searched(1.0))
+    assert begins(advice, "Set budget.articles.informative: true, or put another", "Accept a margin of 0.043")
+    blind = verdict("INCONCLUSIVE", 200, None).model_copy(update={"blind": True})
+    advice = told(blind, searched(1.0))
     assert begins(advice, "Put a benchmark that the base is good at", "Set budget.articles.informative: true")
+
+
+def test_more_examples_need_a_reason_where_there_are_releases() -> None:
+    small = verdict("INCONCLUSIVE", 200, 700)
+    for ledgered in (False, True):
+        advice = advise(Against([small], "PASS", None, "PASS", ledgered=ledgered), searched(1.0), trained())
+        (more,) = (line for line in advice if line.startswith("Give benchmark articles about 700"))
+        assert ("register.rebase" in more) is ledgered
 
 
 @pytest.mark.parametrize(("alpha", "target"), [(1.0, "INCONCLUSIVE"), (1.0, "FAIL"), (0.0, "FAIL")])

@@ -42,7 +42,9 @@ class Case:
         self.ledger: reports.Ledger | None = None
         self.rebase: str | None = None
         self.start = "the frozen base with a linear probe"
-        self.attempts: dict[str, int] = {}
+        self.attempts: dict[str, int] = {"retrieval": 1, "probe": 1}
+        self.counted = MODEL
+        self.guesses, self.worth = 0.0, 400.0
         self.halves = {"retrieval": "r" * 64, "probe": "p" * 64}
         self.asked: dict[str, reports.Asked] = {"retrieval": dict(ASKED), "probe": {"kind": "probe"}}
         rng = np.random.default_rng(0)
@@ -74,6 +76,7 @@ class Case:
                 registry_name="case",
                 champion=self.champion,
                 champion_model=self.champion_model,
+                candidate_model=self.counted,
                 first_base=first,
                 ledger=self.ledger,
                 attempts=self.attempts,
@@ -104,6 +107,8 @@ class Case:
                 candidate=0.65 - self.tuned_loss,
                 loss=self.tuned_loss,
                 standard_error=0.01,
+                p_guessing=self.guesses,
+                independent=self.worth,
             )
             for name in self.suites
         ]
@@ -128,6 +133,8 @@ class Case:
                 loss=(table["base"] - table["candidate"]).mean(),
                 standard_error=0.0,
                 chance=self.chance[name],
+                p_guessing=0.0,
+                independent=len(table),
             )
             for name, table in self.suites.items()
         ]
@@ -233,14 +240,16 @@ def test_zero_to_zero_does_not_pass(case: Case) -> None:
     assert case.decide().verdict == "INCONCLUSIVE"
 
 
-def test_a_metric_that_never_varies_does_not_pass(case: Case) -> None:
-    case.suites["retrieval"] = case.records(np.full(400, 0.5), np.full(400, 0.5))
+@pytest.mark.parametrize("after", [0.5, 0.49])
+def test_a_metric_that_never_varies_does_not_pass(case: Case, after: float) -> None:
+    case.suites["retrieval"] = case.records(np.full(400, 0.5), np.full(400, after))
     decision = case.decide()
     assert decision.verdict == "INCONCLUSIVE"
     assert decision.suites[0].reason == (
-        "mrr is 0.500 for each of 400 examples, by both models: what never varies does not measure them. Look at the "
-        "benchmark"
+        f"mrr is 0.500 for each of 400 examples by the base, {after:.3f} by this model: what never varies does not "
+        "measure them. Look at the benchmark"
     )
+    assert decision.suites[0].blind
 
 
 def test_a_benchmark_without_an_error_passes_and_its_loss_is_bounded(case: Case) -> None:
@@ -306,6 +315,43 @@ def test_a_tuned_model_that_may_have_forgotten_is_not_said_to_have(case: Case) -
     assert case.decide().tuned_suites[0].verdict == "INCONCLUSIVE"
     case.alpha = 1.0
     assert case.decide().tuned_suites == []
+
+
+def test_that_a_tuned_model_forgot_is_claimed_with_holms_correction(case: Case) -> None:
+    case.alpha, case.tuned_loss = 0.0, 0.0475  # one and three quarters of a standard error above the margin
+    assert case.decide().tuned_suites[0].verdict == "FAIL"
+    both = case.decide({"retrieval": Suite(margin=0.03), "probe": Suite(margin=0.03)})
+    assert [suite.verdict for suite in both.tuned_suites] == ["INCONCLUSIVE", "INCONCLUSIVE"]
+
+
+@pytest.mark.parametrize("why", ["guesses", "worth"])
+def test_a_tuned_model_is_not_said_to_have_kept_what_was_not_shown(case: Case, why: str) -> None:
+    case.alpha, case.tuned_gain = 0.0, -0.014
+    assert case.decide().tuned_suites[0].verdict == "PASS"
+    setattr(case, why, {"guesses": 0.3, "worth": 5.0}[why])
+    assert case.decide().tuned_suites[0].verdict == "INCONCLUSIVE"
+
+
+def test_attempts_of_another_candidate_or_of_none_are_refused(case: Case) -> None:
+    case.counted = "o" * 64
+    with pytest.raises(StageError) as caught:
+        case.decide()
+    assert caught.value.problems == [
+        "pin.json counted the attempts of another model than evaluate.json measured"
+    ]
+    case.counted, case.attempts = MODEL, {"probe": 1}
+    with pytest.raises(StageError) as caught:
+        case.decide()
+    assert caught.value.problems == ["pin.json has no retrieval, which the budget names"]
+
+
+def test_where_the_examples_would_do_it_says_that_the_loss_is_too_much(case: Case) -> None:
+    base = case.suites["retrieval"]["base"].to_numpy()
+    case.suites["retrieval"] = case.records(base, base - 0.029 - 0.05 * (np.arange(400) % 2 - 0.5))
+    (reason, *_) = case.decide().reasons
+    assert reason.endswith(
+        "the margin is 0.03: these 400 examples would do for a model that lost nothing: what was lost is too much"
+    )
 
 
 def test_tuning_that_taught_nothing_is_told_from_tuning_that_forgot(case: Case) -> None:
@@ -560,11 +606,13 @@ def test_many_attempts_on_one_half_make_the_rule_stricter(case: Case) -> None:
     lost = np.where(np.arange(len(base)) % 40 == 0, base - 0.5, base)  # 0.0125 a row
     case.suites["retrieval"] = case.records(base, lost)
     uppers = {}
-    for attempt in (1, 8, 16, 80):
+    for attempt in (1, 4, 8, 16):
         case.attempts = {"retrieval": attempt, "probe": 1}
         uppers[attempt] = case.decide().suites[0].upper
-    assert uppers[1] == uppers[8] < uppers[16] < uppers[80]
+    assert uppers[1] == uppers[4] < uppers[8] < uppers[16]
     decision = case.decide()
-    assert "judged at 0.50%" in decision.attempts
-    assert "with 99.5% confidence" in decision.suites[0].reason
-    assert decision.suites[0].alpha_spent == pytest.approx(1.0)
+    assert "judged at 0.31%" in decision.attempts
+    assert "the margin is 0.03" in decision.suites[0].reason
+    assert decision.suites[0].alpha_spent == pytest.approx(
+        0.05 * (4 + 16 * sum(1 / k**2 for k in range(5, 17)))
+    )

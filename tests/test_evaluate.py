@@ -19,7 +19,13 @@ from tests.models_data import tuned_project
 def project(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     paths = tuned_project(tmp_path_factory.mktemp("evaluate"), until="merge")
     base = reports.read_report(paths.base, reports.Base)
-    pin = reports.Pin(registry_name="tiny", champion=None, champion_model=None, first_base=base.first_base)
+    pin = reports.Pin(
+        registry_name="tiny",
+        champion=None,
+        champion_model=None,
+        candidate_model=reports.read_report(paths.merge, reports.MergeReport).model,
+        first_base=base.first_base,
+    )
     reports.write_report(paths.pin, pin)
     return paths
 

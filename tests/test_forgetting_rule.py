@@ -12,6 +12,7 @@ from tasks.forgetting import rule
 from tasks.forgetting.rule import (
     PairedLoss,
     examples_for_changes,
+    examples_for_spread,
     examples_needed,
     fewest_examples,
     holm,
@@ -227,11 +228,24 @@ def test_a_gain_shows_in_rows_that_fail_one_by_one_though_their_groups_are_few()
 
 def test_where_answers_change_both_ways_the_number_named_passes_with_the_power_asked_for() -> None:
     margin, confidence, power, changed = 0.05, 0.95, 0.8, 0.06
-    n, draws = examples_for_changes(margin, confidence, power, changed), 400
+    n, draws = examples_for_changes(margin, confidence, power, changed), 1500
     chance, passed = np.random.default_rng(7), 0
     groups = [str(row) for row in range(n)]
     for _ in range(draws):
         move = chance.choice([-1.0, 0.0, 1.0], n, p=[changed / 2, 1 - changed, changed / 2])
         base = np.where(move > 0, 0.0, np.where(move < 0, 1.0, chance.integers(0, 2, n)))
         passed += paired_loss(base, base + move, groups).p_not_below(margin) <= 1 - confidence
-    assert passed / draws == pytest.approx(power, abs=0.07)
+    assert passed / draws == pytest.approx(power + 0.015, abs=0.03)
+
+
+@pytest.mark.parametrize(("margin", "spread"), [(0.03, 0.15), (0.05, 0.15)])
+def test_where_outcomes_spread_the_number_named_passes_with_the_power_asked_for(
+    margin: float, spread: float
+) -> None:
+    n, draws, chance = examples_for_spread(margin, 0.95, 0.8, spread), 1500, np.random.default_rng(3)
+    groups = [str(row) for row in range(n)]
+    passed = [
+        paired_loss(chance.normal(0, spread, n), np.zeros(n), groups).p_not_below(margin) <= 0.05
+        for _ in range(draws)
+    ]
+    assert np.mean(passed) == pytest.approx(0.805, abs=0.025)

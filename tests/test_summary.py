@@ -26,6 +26,8 @@ def _suites(alpha: float, harm: float) -> list[r.SuiteOutcome]:
             candidate=base - harm * share * alpha**2,
             loss=harm * share * alpha**2,
             standard_error=0.006,
+            p_guessing=0.0,
+            independent=232,
         )
         for name, base, share in (("constitution", 0.671, 1.0), ("conversations", 0.507, 0.6))
     ]
@@ -206,7 +208,13 @@ def run_reports(kind: str = "pass") -> Reports:
         gate=_gate("refuse" if kind == "gate" else "warn"),
         finetune=_finetune(),
         merge=_merge(harm, alpha),
-        pin=r.Pin(registry_name="sentiment", champion=3, champion_model="f" * 64, first_base=FIRST),
+        pin=r.Pin(
+            registry_name="sentiment",
+            champion=3,
+            champion_model="f" * 64,
+            candidate_model="c" * 64,
+            first_base=FIRST,
+        ),
         evaluate=_evaluate(),
         decision=_decision(loss, half),
         history=_history(),

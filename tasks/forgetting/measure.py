@@ -117,7 +117,8 @@ def suite_loss(suite: Suite, base: Subject, candidate: Subject) -> PairedLoss:
 def compare(suite: Suite, base: Subject, candidate: Subject) -> SuiteOutcome:
     """Measure both models on one suite."""
     before, after = base.outcomes(suite), candidate.outcomes(suite)
-    loss = suite_loss(suite, base, candidate)
+    loss, chance = suite_loss(suite, base, candidate), suite.chance(base)
+    known = paired_loss(before, np.full(len(before), chance), suite.examples["group"].tolist())
     return SuiteOutcome(
         name=suite.name,
         metric=suite.info.metric,
@@ -126,7 +127,9 @@ def compare(suite: Suite, base: Subject, candidate: Subject) -> SuiteOutcome:
         candidate=float(after.mean()),
         loss=loss.mean,
         standard_error=loss.standard_error,
-        chance=suite.chance(base),
+        chance=chance,
+        p_guessing=known.p_not_above(0.0),
+        independent=loss.equal_groups,
     )
 
 

@@ -35,7 +35,7 @@ CALIBRATION = 0.8
 """Share of α that the approximate tests are held to: their false PASS is up to a fifth above it (`make bench-rule`)."""
 FEW = 8
 """What the skewness correction costs on few groups: the t test is held to so much less, (1 - FEW / groups)·α."""
-FULL_ATTEMPTS = 8
+FULL_ATTEMPTS = 4
 """Attempts on one report half that are judged at the whole level."""
 FEWEST_RANKED = 100
 """Pairs below which a rank correlation passes too often what lost its margin, whatever the margin (`make bench-rule`)."""
@@ -171,9 +171,7 @@ class PairedLoss:
         n = self.effective_examples
         worth = n / len(self.values)
         lost, won = (float((side > 0).sum()) * worth for side in (self.values, -self.values))
-        b = -lost - won + (2 * n - lost + won) * loss
-        root = math.sqrt(max(b * b + 8 * n * won * loss * (1 - loss), 0.0))
-        share_won = max((root - b) / (4 * n), 0.0)
+        share_won = _share_won(lost, won, n, loss)
         variance = n * (2 * share_won + loss * (1 - loss))
         distance = lost - won - n * loss
         if variance <= 1e-12:
@@ -193,6 +191,13 @@ class PairedLoss:
         a = skew / math.sqrt(self.groups)
         corrected = t + a * t**2 / 3 + a**2 * t**3 / 27 + skew / (6 * math.sqrt(self.groups))
         return float(stats.t.cdf(corrected, df=self._freedom))
+
+
+def _share_won(lost: float, won: float, n: float, loss: float) -> float:
+    """Return the likeliest share of examples that were won where the mean loss is `loss`."""
+    b = -lost - won + (2 * n - lost + won) * loss
+    root = math.sqrt(max(b * b + 8 * n * won * loss * (1 - loss), 0.0))
+    return max((root - b) / (4 * n), 0.0)
 
 
 def paired_loss(
@@ -249,11 +254,12 @@ def examples_needed(loss: PairedLoss, margin: float, confidence: float, power: f
 
 
 def level_at(level: float, attempt: int) -> float:
-    """Return the level at which an attempt on a report half is judged: all of it up to `FULL_ATTEMPTS`, then 8/k of it.
+    """Return the level at which the k-th attempt on a report half is judged: from the fifth on, (4/k)² of the whole.
 
-    So that looks at one half add up slowly: weekly ones for a year stay below 5 % in `make bench-ledger`.
+    So that looks at one half add up to a bound, however many there are: weekly ones for a year stay below 5 % in
+    `make bench-ledger`.
     """
-    return level * min(1.0, FULL_ATTEMPTS / attempt)
+    return level * min(1.0, (FULL_ATTEMPTS / attempt) ** 2)
 
 
 def level_spent(level: float, attempts: int) -> float:
@@ -291,9 +297,30 @@ def fewest_examples(margin: float, confidence: float, *, ranked: bool = False) -
 def examples_for_changes(margin: float, confidence: float, power: float, changed: float) -> int:
     """Return how many independent right-or-wrong examples pass a model that lost nothing, with `power`.
 
-    `changed`: the share of answers that it changes, as many for the better as for the worse.
+    `changed`: the share of answers that it changes, as many for the better as for the worse. The score test takes the
+    spread that there would be at the margin, which is wider than what is seen (Tango 1998).
     """
-    return math.ceil(changed * (errors_to_margin(confidence, power) / margin) ** 2)
+    share_won = _share_won(lost=changed / 2, won=changed / 2, n=1.0, loss=margin)
+    at_the_margin = math.sqrt(2 * share_won + margin * (1 - margin))
+    passing = _z(confidence) * at_the_margin + float(stats.norm.ppf(power)) * math.sqrt(changed)
+    return math.ceil((passing / margin) ** 2)
+
+
+def examples_for_spread(margin: float, confidence: float, power: float, spread: float) -> int:
+    """Return how many independent examples pass a model that lost nothing, with `power`.
+
+    `spread`: the standard deviation of the paired losses. The t test asks for more where there are few.
+    """
+
+    def asked(examples: int) -> int:
+        level = CALIBRATION * (1 - confidence) * max(1 - FEW / examples, 0.25)
+        errors = stats.t.isf([level, 1 - power], df=max(examples - 1, 1)).sum()
+        return math.ceil((spread * float(errors) / margin) ** 2)
+
+    needed = math.ceil((spread * errors_to_margin(confidence, power) / margin) ** 2)
+    while asked(needed) > needed:
+        needed += 1
+    return needed
 
 
 def smallest_margin(examples: int, confidence: float) -> float:

@@ -209,6 +209,8 @@ class Search:
         margin = self.budget[outcome.name].margin
         if margin is None:
             return True
+        if outcome.independent < 2:
+            return False  # how far examples differ cannot be known of one
         room = errors_to_confirm(self.rule.confidence, self.rule.power)
         return outcome.loss + room * outcome.standard_error <= margin
 
