@@ -21,8 +21,10 @@ IfRunning = Literal["wait", "refuse"]
 @contextmanager
 def only_run(
     paths: Paths, who: str, if_running: IfRunning, say: Callable[[str], None], *, remind_seconds: float = 60.0
-) -> Iterator[None]:
+) -> Iterator[int]:
     """Hold the recipe for this run; the operating system lets go of it when the process ends, however it ends.
+
+    Yields the lock's file descriptor: a child that inherits it holds the recipe for as long as it lives too.
 
     Raises:
         StageError: another run holds it, and `if_running` is `refuse`.
@@ -37,7 +39,7 @@ def only_run(
         file.write(json.dumps({"pid": os.getpid(), "run": who, "since": since}) + "\n")
         file.flush()
         try:
-            yield
+            yield file.fileno()
         finally:
             file.truncate(0)
 

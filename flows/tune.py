@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from flows.workspace import check_committed
 from tasks.errors import ConfigError, Preempted, StageError
 from tasks.paths import Paths
 from tasks.recipe import gating_margins, load_recipe, recipe_path
+from tasks.stage_log import ENDS_WITH_PARENT
+from tasks.stops import Terminated, sigterm_stops
 from tasks.trials import Trial, read_trials
 
 BEFORE = ("prepare", "validate", "check", "gate")
@@ -50,24 +53,33 @@ def search(root: Path, recipe: str, trials: int | None, say: Callable[[str], Non
             "docs/recipes.md lists its fields, recipes/sentiment.yaml has one."
         )
     paths = Paths(root, recipe)
-    with only_run(paths, "tune", "refuse", say):
+    with only_run(paths, "tune", "refuse", say) as lock:
         with open_repo(root) as repo:
             check_listed(repo, recipe)
             fetch_data(repo, loaded, paths)
             for stage in BEFORE:
                 say(f"{stage}: {build_stage(repo, recipe, stage, say)}")
-        _search_in_process(root, recipe, trials)
+        with sigterm_stops():
+            _search_in_process(root, recipe, trials, lock)
     return read_trials(paths)
 
 
-def _search_in_process(root: Path, recipe: str, trials: int | None) -> None:
-    """Run `tasks.tune` to its end; it answers for its own words, which go straight to the terminal."""
+def _search_in_process(root: Path, recipe: str, trials: int | None, lock: int) -> None:
+    """Run `tasks.tune` to its end; it answers for its own words, which go straight to the terminal.
+
+    It inherits the recipe's lock: where this process is killed, nobody begins beside a search that is still ending.
+    """
     words = [sys.executable, "-m", "tasks.tune", recipe, *([str(trials)] if trials else [])]
-    with subprocess.Popen(words, cwd=root) as process:
+    environment = {**os.environ, ENDS_WITH_PARENT: "1"}
+    with subprocess.Popen(words, cwd=root, env=environment, pass_fds=[lock]) as process:
         try:
             status = process.wait()
         except KeyboardInterrupt:
             process.wait()  # the terminal told the search too, which must not be killed while it notes that it ended
+            raise
+        except Terminated:
+            process.terminate()
+            process.wait()
             raise
     if status == Preempted.exit_code:
         raise Preempted("the search was stopped; run it again to go on where it stood")

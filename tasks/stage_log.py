@@ -44,6 +44,10 @@ def keep_log(log: Path) -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
+ENDS_WITH_PARENT = "RETAIN_ENDS_WITH_PARENT"
+"""Set in the environment of a process that is to end with the one that began it."""
+
+
 def end_with_parent(seconds: float = 1.0) -> None:
     """Ask this process to stop (SIGTERM) when its parent dies: an orphan would hold the GPU for nobody."""
     parent = os.getppid()

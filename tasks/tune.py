@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -39,6 +40,7 @@ from tasks.rates import USUAL_RATES
 from tasks.recipe import REPLAY, Finetune, Lora, Recipe, Tune, gating_margins, load_recipe, recipe_path
 from tasks.sources import base_folder
 from tasks.splits import read_splits
+from tasks.stage_log import ENDS_WITH_PARENT, end_with_parent
 from tasks.stages import version_of
 from tasks.stops import Terminated, sigterm_stops
 from tasks.training.loop import Progress
@@ -285,8 +287,8 @@ def _inputs(attempt: _Attempt) -> list[Any]:
     halves = [paths.selection / name / "benchmark.json" for name in sorted(recipe.budget)]
     benchmarks = [reports.read_report(half, reports.BenchmarkInfo).fingerprint for half in halves]
     bases = [attempt.base.fingerprint, attempt.base.first_base.fingerprint]
-    code = [VERSION, version_of("finetune"), version_of("merge")]
-    return [whole, attempt.schema.fingerprint, bases, benchmarks, code]
+    code = [VERSION, *map(version_of, ("finetune", "merge", "evaluate"))]
+    return [whole, attempt.schema.fingerprint, bases, benchmarks, code, torch.device(attempt.device).type]
 
 
 def _take_up(study: Any) -> list[Any]:
@@ -387,6 +389,8 @@ def main() -> int:
         print("usage: python -m tasks.tune RECIPE [TRIALS]", file=sys.stderr)
         return 2
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    if os.environ.pop(ENDS_WITH_PARENT, ""):
+        end_with_parent()
     trials = int(words[1]) if len(words) == 2 else None
     return exit_status("tune", sigterm_stops(whole_process=True)(lambda: _search(words[0], trials)))
 

@@ -22,6 +22,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.run_lock import is_held
 from flows.tune import search
 from flows.workspace import change_recipe
 from tasks import tune as module
@@ -32,6 +33,7 @@ from tasks.forgetting.search import Search
 from tasks.paths import Paths
 from tasks.recipe import Recipe, Tune, load_recipe, recipe_path
 from tasks.reports import AlphaOutcome, MergeReport, read_report
+from tasks.stage_log import ENDS_WITH_PARENT
 from tasks.stops import Terminated
 from tasks.training.loop import Progress
 from tasks.trials import Trial, ranked, read_trials, winner
@@ -609,7 +611,7 @@ def test_ctrl_c_leaves_the_search_time_to_end(tmp_path: Path) -> None:
     program.chmod(0o755)
     code = (
         f"import pathlib, sys; sys.executable = {str(program)!r}; from flows import tune; "
-        "tune._search_in_process(pathlib.Path.cwd(), 'tiny', None)"
+        "tune._search_in_process(pathlib.Path.cwd(), 'tiny', None, 2)"
     )
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -621,6 +623,56 @@ def test_ctrl_c_leaves_the_search_time_to_end(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in said
     assert (tmp_path / "ended").exists()
+
+
+def test_a_search_ends_with_the_command_that_began_it_and_holds_the_recipe_until_then(tmp_path: Path) -> None:
+    program = tmp_path / "search"
+    program.write_text(
+        f"#!{sys.executable}\nimport signal, sys, time\n"
+        "def stop(*_):\n    time.sleep(2)\n    open('ended', 'w').close()\n    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, stop)\nprint('begun', flush=True)\ntime.sleep(60)\n"
+    )
+    program.chmod(0o755)
+    code = (
+        f"import pathlib, sys; sys.executable = {str(program)!r}\n"
+        "from flows import tune\nfrom flows.run_lock import only_run\nfrom tasks.paths import Paths\n"
+        "from tasks.stops import sigterm_stops\n"
+        "with only_run(Paths(pathlib.Path.cwd(), 'tiny'), 'tune', 'refuse', print) as lock, sigterm_stops():\n"
+        "    tune._search_in_process(pathlib.Path.cwd(), 'tiny', None, lock)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    lock = Paths(tmp_path, "tiny").scratch / "run.lock"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        time.sleep(0.5)
+        assert is_held(lock), "the search is still ending"
+        _, said = process.communicate(timeout=60)
+    assert "Stopped: asked to stop (SIGTERM)" in said
+    assert (tmp_path / "ended").exists()
+    assert not is_held(lock)
+
+
+def test_a_search_whose_command_is_killed_ends_too(tmp_path: Path) -> None:
+    (tmp_path / "search.py").write_text(
+        "import sys, time\nfrom tasks import tune\n"
+        "tune._search = lambda *given: (print('begun', flush=True), time.sleep(60))\n"
+        "sys.exit(tune.main())\n"
+    )
+    (tmp_path / "command.py").write_text(
+        "import subprocess, sys\nsubprocess.run([sys.executable, 'search.py', 'tiny'])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), ENDS_WITH_PARENT: "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "command.py"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.kill()
+        _, said = process.communicate(timeout=30)  # until the search has closed its ends of the pipes
+    assert said.endswith("tune: asked to stop (SIGTERM); run it again to go on\n")
 
 
 # --- the command ---------------------------------------------------------------------------------------
