@@ -33,7 +33,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tasks import original_heads
-from tasks.errors import DataError, StageError
+from tasks.errors import StageError
 from tasks.families.interface import Content, Embedder
 from tasks.files import fingerprint, folder_fingerprint, write_text
 from tasks.training.batches import length_batches
@@ -181,19 +181,14 @@ class Encoder(Embedder):
 
         Raises:
             StageError: the base came without a masked-language head.
-            DataError: a text has more tokens than are read.
+            DataError: a text without a token.
         """
         original = self._original(original_heads.MASKED)
         tokens = self.tokens(list(texts))
         most = min(max_length, self.limit)
-        if long := [len(row) for row in tokens if len(row) > most]:
-            raise DataError(
-                f"{len(long)} of {len(texts)} texts have up to {max(long)} tokens, and {most} are read: "
-                "make smaller blocks."
-            )
         with torch.inference_mode(), self.autocast():
             return original_heads.masked_log_likelihoods(
-                original, self.tokenizer, tokens, self.device, progress
+                original, self.tokenizer, tokens, self.device, most, progress
             )
 
     def original_logits(self, contents: Sequence[Content], *, max_length: int = 128) -> NDArray[np.float32]:

@@ -46,9 +46,12 @@ def masked_log_likelihoods(
     tokenizer: Any,
     tokens: Sequence[Sequence[int]],
     device: str,
+    max_length: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Return the mean log-likelihood of each text's tokens behind masks, in nats a token, `(texts,)`.
+
+    A text of more than `max_length` tokens is read in as many windows as it takes.
 
     Every token but the special ones is masked once, in one of seven passes that a hash of the text deals out; so all
     models see the same masks. `progress` is told how many passes over texts are done, of how many. Source: Salazar et
@@ -59,7 +62,8 @@ def masked_log_likelihoods(
     """
     if tokenizer.mask_token_id is None:
         raise DataError("the base's tokenizer has no mask token: it cannot be asked what stands behind one.")
-    rows, owners = _masked_rows(tokenizer, tokens)
+    windows, texts = _windows(tokenizer, tokens, max_length)
+    rows, owners = _masked_rows(tokenizer, windows)
     sums, counts = np.zeros(len(tokens)), np.zeros(len(tokens))
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place][0]))
     while order:
@@ -68,14 +72,37 @@ def masked_log_likelihoods(
         for place, total in zip(
             batch, _behind_masks(model, [rows[p] for p in batch], tokenizer, device), strict=True
         ):
-            sums[owners[place]] += total
-            counts[owners[place]] += len(rows[place][1])
+            sums[texts[owners[place]]] += total
+            counts[texts[owners[place]]] += len(rows[place][1])
         if progress:
             progress(len(rows) - len(order), len(rows))
     if (counts == 0).any():
         raise DataError(f"{int((counts == 0).sum())} texts have no token to be masked.")
     means: NDArray[np.float64] = sums / counts
     return means
+
+
+def _windows(
+    tokenizer: Any, tokens: Sequence[Sequence[int]], max_length: int
+) -> tuple[list[list[int]], list[int]]:
+    """Cut texts where they are too long, each piece between the special tokens of the whole; say whose each piece is."""
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    found: list[list[int]] = []
+    owners = []
+    for owner, ids in enumerate(tokens):
+        if len(ids) <= max_length:
+            pieces = [list(ids)]
+        else:
+            inner = [place for place, token in enumerate(ids) if token not in special]
+            first, last = (inner[0], inner[-1] + 1) if inner else (0, len(ids))
+            head, tail = list(ids[:first]), list(ids[last:])
+            size = max(max_length - len(head) - len(tail), 1)
+            pieces = [
+                [*head, *ids[start : min(start + size, last)], *tail] for start in range(first, last, size)
+            ]
+        found += pieces
+        owners += [owner] * len(pieces)
+    return found, owners
 
 
 Masked = tuple[list[int], list[int], list[int]]

@@ -842,14 +842,6 @@ def _benchmark_problems(recipe: Recipe) -> list[str]:
             problems.append(
                 f"benchmarks.{name}.kind: {recipe.task} takes {', '.join(BENCHMARKS[recipe.task])}"
             )
-        if (
-            isinstance(benchmark, PerplexityBenchmark)
-            and benchmark.block_words > recipe.evaluate.max_length - 2
-        ):
-            problems.append(
-                f"benchmarks.{name}.block_words: {benchmark.block_words} words are at least as many tokens, and "
-                f"evaluate.max_length reads {recipe.evaluate.max_length}: make smaller blocks"
-            )
         of_data = [] if recipe.data.multi_label else recipe.data.labels
         if isinstance(benchmark, FeatureBenchmark) and not (benchmark.labels or of_data):
             problems.append(f"benchmarks.{name}.labels: there are none in data that could serve")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -300,11 +301,30 @@ def test_a_group_of_tasks_is_no_task(raw: Path, tmp_path: Path) -> None:
         write_halves("known", benchmark, DATA, raw, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"choices": "yes"}, "choices is 'yes'; it is a list"),
+        ({"choices": {"text": ["b", "c"], "label": ["0", "1"]}}, "it is a list"),
+        ({"choices": ["b", ""]}, "1 of them empty"),
+        ({"choices": ["b", "c", "c"], "gold": 2}, "the right choice, 'c', is there more than once"),
+        ({"gold": 0.9}, "gold is 0.9; it is the index"),
+        ({"gold": True}, "gold is True; it is the index"),
+    ],
+)
+def test_choices_that_would_be_misread_are_refused_before_training(
+    raw: Path, tmp_path: Path, row: dict[str, Any], why: str
+) -> None:
+    rows = [{"query": f"a{number}", "choices": ["b", "c"], "gold": 0} for number in range(40)]
+    (raw / "arc.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [*rows, {**rows[0], **row}]))
+    with pytest.raises(DataError, match=re.escape(why)):
+        write_halves("known", ChoiceBenchmark(kind="choices", file="arc.jsonl"), DATA, raw, tmp_path)
+
+
 def test_a_file_with_bad_rows_lists_them(raw: Path, tmp_path: Path) -> None:
     (raw / "arc.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 2}\n{"query": "a"}\n')
-    with pytest.raises(
-        DataError, match=r"line 1: ValueError: 2 choices, the right one is number 2\n.*line 2: KeyError"
-    ):
+    why = r"line 1: ValueError: gold is 2; it is the index of one of 2.*\n.*line 2: ValueError: it lacks"
+    with pytest.raises(DataError, match=why):
         write_halves("known", ChoiceBenchmark(kind="choices", file="arc.jsonl"), DATA, raw, tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -12,14 +13,13 @@ import pytest
 
 from tasks.errors import ConfigError, DataError
 from tasks.forgetting.harness import task_examples
-from tasks.forgetting.likelihood import Likelihoods, Request, Scorer
+from tasks.forgetting.likelihood import Likelihoods, Request, Scorer, TokenRequest, encode_requests
 from tasks.forgetting.lm_tasks import (
-    Question,
     choice_outcomes,
     last_word_outcomes,
     perplexity_outcomes,
-    read_questions,
 )
+from tasks.forgetting.questions import Question, read_questions
 from tests.harness import harness_model, harness_outcomes, harness_samples
 from tests.tiny_lm import tiny_lm, tiny_tokenizer
 
@@ -127,13 +127,25 @@ def test_last_words_count_when_greedy() -> None:
 
 
 def test_perplexity_is_a_mean_over_tokens_and_better_text_scores_higher(scorer: Scorer) -> None:
-    model = said([-10.0, -9.0], tokens=[5, 3])
-    assert perplexity_outcomes(model, ["one text", "two"]).tolist() == [-2, -3]
-    assert model.asked[0] == Request("", "one text")
     texts = ["the screen works", "naïve"]
     found = perplexity_outcomes(scorer, texts)
     whole = scorer.log_likelihoods([Request("", text) for text in texts])
     np.testing.assert_allclose(found, whole.sums / whole.tokens)
+
+
+def test_a_text_that_is_longer_than_the_model_reads_is_read_in_windows(scorer: Scorer) -> None:
+    text, size = "the screen works and the sound is very great", 4
+    ((context, ids),) = encode_requests(scorer.tokenizer, [Request("", text)], scorer.prefix)
+    assert len(ids) > 2 * size
+    pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
+    before = [context, *([piece[-1]] for piece in pieces)]
+    windows = [TokenRequest(last, piece) for last, piece in zip(before, pieces, strict=False)]
+    short = dataclasses.replace(scorer, max_length=size)
+    found = perplexity_outcomes(short, [text, "the book"])
+    assert found[0] == pytest.approx(scorer.score(windows).sums.sum() / len(ids), rel=1e-5)
+    assert found[1] == pytest.approx(perplexity_outcomes(scorer, ["the book"])[0], rel=1e-5)
+    with pytest.raises(DataError, match="no token"):
+        perplexity_outcomes(short, [text, ""])
 
 
 # --- lm-evaluation-harness ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
-from tasks.errors import ConfigError, DataError, StageError
+from tasks.errors import DataError, StageError
 from tasks.families import load_model
 from tasks.families.image_classification import ImageClassifier
 from tasks.families.interface import interpolate
@@ -23,11 +23,10 @@ from tasks.forgetting.halves import write_halves
 from tasks.forgetting.measure import Subject, compare
 from tasks.forgetting.suites import Suite, read_suite
 from tasks.models import Encoder, load_encoder
-from tasks.original_heads import PASSES, _masked_rows
+from tasks.original_heads import PASSES, _masked_rows, _windows
 from tasks.prepare import _refuse_missing_heads
-from tasks.recipe import Data, Evaluate, FeatureBenchmark, HeadBenchmark, PerplexityBenchmark, Recipe, Table
+from tasks.recipe import Data, Evaluate, FeatureBenchmark, HeadBenchmark, PerplexityBenchmark, Table
 from tests.architectures import make_base
-from tests.project import make_project
 from tests.test_families import picture
 from tests.tiny import WORDS, make_tiny_base, tiny_classifier
 
@@ -112,8 +111,22 @@ def test_a_benchmark_behind_masks_is_measured_on_base_and_candidate(masked: Path
     assert outcome.chance == pytest.approx(-np.log(vocabulary)), "any word as likely as any other"
     assert outcome.base < 0
     assert outcome.loss != 0
-    with pytest.raises(DataError, match=r"40 tokens|tokens, and 8 are read: make smaller blocks"):
-        suite.measure(Subject(load_encoder(masked, "cpu"), Evaluate(precision="fp32", max_length=8)))
+    shorter = suite.measure(Subject(load_encoder(masked, "cpu"), Evaluate(precision="fp32", max_length=8)))
+    assert shorter.shape == (outcome.examples,), "read in windows"
+    assert not np.allclose(shorter, base.outcomes(suite))
+
+
+def test_a_text_that_is_too_long_is_masked_in_windows_between_its_special_tokens(masked: Path) -> None:
+    encoder = load_encoder(masked, "cpu")
+    (ids,) = encoder.tokens([" ".join(WORDS[:10])])
+    first, *inner, last = ids
+    pieces = [[first, *inner[start : start + 4], last] for start in range(0, len(inner), 4)]
+    assert len(pieces) > 2
+    assert _windows(encoder.tokenizer, [ids, ids[:3]], 6) == (
+        [*pieces, ids[:3]],
+        [*[0] * len(pieces), 1],
+    )
+    assert _windows(encoder.tokenizer, [ids], len(ids)) == ([ids], [0])
 
 
 def told(store: Path) -> Suite:
@@ -203,19 +216,3 @@ def test_a_base_without_the_head_is_refused_before_training(classified: Path, tm
         "benchmarks.text asks a head ForMaskedLM: the base has BertForSequenceClassification",
         "benchmarks.told.labels are 3, the base's head tells 2 apart: give them in the order of its outputs",
     ]
-
-
-def test_blocks_that_cannot_be_read_are_refused_when_the_recipe_is_loaded(tmp_path: Path) -> None:
-    import yaml
-
-    from tasks.recipe import load_recipe
-
-    project = make_project(tmp_path / "project", stand_ins=True)
-    path = project.root / "recipes" / "tiny.yaml"
-    document = yaml.safe_load(path.read_text())
-    document["benchmarks"]["text"] = {"kind": "masked-lm", "file": "t.txt", "block_words": 500}
-    document["budget"]["text"] = {"informative": True}
-    path.write_text(yaml.safe_dump(document))
-    with pytest.raises(ConfigError, match="500 words are at least as many tokens"):
-        load_recipe(path)
-    assert "masked-lm" in str(Recipe.model_json_schema())

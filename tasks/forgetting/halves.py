@@ -19,6 +19,7 @@ import yaml
 from tasks import reports
 from tasks.errors import DataError, first_of
 from tasks.files import fingerprint
+from tasks.forgetting.questions import read_question
 from tasks.forgetting.sizes import METRICS
 from tasks.forgetting.slices import SLICE
 from tasks.recipe import (
@@ -137,11 +138,10 @@ def _choices(name: str, benchmark: ChoiceBenchmark, data: Data, raw: Path) -> tu
     found, problems = [], []
     for number, row in _json_lines(name, raw / benchmark.file):
         try:
-            choices, gold = [str(choice) for choice in row[benchmark.choices]], int(row[benchmark.gold])
-            if len(choices) < 2 or not 0 <= gold < len(choices):
-                raise ValueError(f"{len(choices)} choices, the right one is number {gold}")
+            question = read_question(row, benchmark.query, benchmark.choices, benchmark.gold)
             text = _words(row[benchmark.query])
-            asked = {"query": text, "choices": json.dumps(choices, ensure_ascii=False), "gold": gold}
+            choices = json.dumps(question.choices, ensure_ascii=False)
+            asked = {"query": text, "choices": choices, "gold": question.gold}
             found.append(asked | ({SLICE: _words(row[benchmark.slice])} if benchmark.slice else {}))
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"line {number}: {type(error).__name__}: {error}")

@@ -12,16 +12,15 @@ Metrics are named and computed as in lm-evaluation-harness 0.4.13 (`Configurable
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import ConfigError, DataError, first_of
-from tasks.forgetting.likelihood import Request, Scorer
+from tasks.errors import ConfigError
+from tasks.forgetting.likelihood import Request, Scorer, TokenRequest, encode_requests
+from tasks.forgetting.questions import Question
 
 Outcomes = NDArray[np.float64]
 ChoiceMetric = Literal["acc", "acc_norm", "acc_bytes"]
@@ -32,34 +31,6 @@ CHOICE_LENGTH = {
     "acc_bytes": lambda choice: len(choice.encode()),
 }
 """What a choice's log-likelihood is divided by."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A multiple-choice question."""
-
-    query: str
-    choices: tuple[str, ...]
-    gold: int
-    """Which choice is right, from 0."""
-
-
-def read_questions(
-    rows: Iterable[Mapping[str, Any]], *, query: str = "query", choices: str = "choices", gold: str = "gold"
-) -> list[Question]:
-    """Read multiple-choice questions from rows; choices are a list, or the JSON of one.
-
-    Raises:
-        DataError: rows that lack a field, have fewer than two choices, or name no choice as right; every one at once.
-    """
-    questions, problems = [], []
-    for place, row in enumerate(rows):
-        try:
-            questions.append(_question(row, query, choices, gold))
-        except ValueError as error:
-            problems.append(f"row {place}: {error}")
-    _refuse(problems, "multiple-choice questions cannot be read:")
-    return questions
 
 
 def choice_outcomes(
@@ -117,36 +88,26 @@ def last_word_outcomes(
 def perplexity_outcomes(scorer: Scorer, texts: Sequence[str]) -> Outcomes:
     """Return the mean log-likelihood of each text, in nats a token, `(texts,)`; its perplexity is exp(-outcome).
 
-    Each text is read by itself after the prefix token, and every token of it is predicted.
+    Each text is read by itself after the prefix token, and every token of it is predicted. One of more tokens than the
+    model reads is cut into windows that do not overlap, each after the last token of the one before, as the harness
+    cuts a document (`get_rolling_token_windows` with one token of context).
 
     Raises:
-        DataError: a text that is empty, or has more tokens than the model reads: make smaller blocks.
+        DataError: a text without a token.
     """
-    found = scorer.log_likelihoods([Request("", text) for text in texts])
-    outcomes: Outcomes = found.sums / found.tokens
+    requests = encode_requests(scorer.tokenizer, [Request("", text) for text in texts], scorer.prefix)
+    windows = [_windows(request, scorer.max_length) for request in requests]
+    found = scorer.score([window for of_text in windows for window in of_text])
+    owner = np.repeat(np.arange(len(texts)), [len(of_text) for of_text in windows])
+    sums, tokens = (np.bincount(owner, values, len(texts)) for values in (found.sums, found.tokens))
+    outcomes: Outcomes = sums / tokens
     return outcomes
 
 
-def _question(row: Mapping[str, Any], query: str, choices: str, gold: str) -> Question:
-    if missing := [name for name in (query, choices, gold) if name not in row]:
-        raise ValueError(f"it lacks {', '.join(missing)}; it has {', '.join(map(str, row))}")
-    try:
-        given = json.loads(row[choices]) if isinstance(row[choices], str) else row[choices]
-    except ValueError:
-        given = None
-    if not isinstance(given, (list, tuple, np.ndarray)):
-        raise ValueError(f"{choices} is {row[choices]!r}; it is a list, or the JSON of one")
-    texts = tuple(str(choice) for choice in given)
-    if len(texts) < 2 or not all(texts):
-        raise ValueError(
-            f"{choices} has {len(texts)} choices, {sum(not text for text in texts)} of them empty"
-        )
-    right = str(row[gold]).removesuffix(".0")
-    if not right.isdecimal() or int(right) >= len(texts):
-        raise ValueError(f"{gold} is {row[gold]!r}; it is the index of one of {len(texts)} choices, from 0")
-    return Question(str(row[query]), texts, int(right))
-
-
-def _refuse(problems: Sequence[str], message: str) -> None:
-    if problems:
-        raise DataError(f"{len(problems)} {message}", first_of(problems))
+def _windows(request: TokenRequest, size: int) -> list[TokenRequest]:
+    """Cut the continuation into windows of `size` tokens, the last one shorter."""
+    context, ids = request
+    return [
+        TokenRequest(ids[start - 1 : start] or context, ids[start : start + size])
+        for start in range(0, max(len(ids), 1), size)
+    ]

@@ -245,7 +245,8 @@ def _short(text: str, characters: int) -> str:
 
 
 def _choices(suite: Suite, subject: Measurable) -> NDArray[np.float64]:
-    from tasks.forgetting.lm_tasks import choice_outcomes, read_questions
+    from tasks.forgetting.lm_tasks import choice_outcomes
+    from tasks.forgetting.questions import read_questions
 
     metric: Any = "acc_bytes" if suite.info.settings["normalise"] else "acc"
     rows: list[Any] = suite.examples.to_dict("records")
