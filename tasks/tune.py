@@ -10,6 +10,7 @@ run: `python -m tasks.tune <recipe> [trials]`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -32,7 +33,7 @@ from tasks.families import family
 from tasks.families.interface import Measured, Model
 from tasks.files import fingerprint, folder_fingerprint, system_says
 from tasks.forgetting.search import Ends, Search
-from tasks.forgetting.way import choose, rank_number
+from tasks.forgetting.way import BASE, choose, rank_number
 from tasks.models import pick_device
 from tasks.passport import verify_passport
 from tasks.paths import Paths
@@ -43,7 +44,9 @@ from tasks.splits import read_splits
 from tasks.stage_log import ENDS_WITH_PARENT, end_with_parent
 from tasks.stages import version_of
 from tasks.stops import Terminated, sigterm_stops
+from tasks.training.adapters import merge_adapters
 from tasks.training.loop import Progress
+from tasks.training.memory import random_state, set_random_state
 from tasks.training.run import train_model
 from tasks.trials import Trial, ranked, write_trials
 
@@ -58,7 +61,7 @@ SEARCHED = ("full", "lp-ft", "norms", "biases")
 """Methods that need no further setting."""
 TAKEN_UP = 2
 """Times that a trial is taken up again after it took its process with it; what does so again will do so every time."""
-VERSION = 2
+VERSION = 3
 """Raise it when a change of this module changes what is drawn, or what a trial counts."""
 
 
@@ -197,7 +200,7 @@ class _Attempt:
             train, validation = self.tables["train"], self.tables["validation"]
             model = self.kind.begin(self.folder, section, self.schema.labels, train, validation, self.device)
             original = self.tables.get(REPLAY)
-            watch = _pruner(trial, model.start_score)
+            watch = self._pruner(trial, model, section, scratch / "so-far")
             train_model(model, section, train, validation, scratch / "checkpoints", original, watch)
             gain = self._judge(trial, model, scratch)
         except Preempted:
@@ -208,12 +211,49 @@ class _Attempt:
         shutil.rmtree(scratch, ignore_errors=True)
         return gain
 
+    def _pruner(
+        self, trial: Any, model: Model, section: Finetune, folder: Path
+    ) -> Callable[[Progress, Measured], None]:
+        """Return what ends a trial that lags behind half of the others, at the same share of their epochs.
+
+        A model that lost much may be best halfway back to the base, so what counts is the better of the two; the last
+        epoch is followed by the judgement itself.
+        """
+        import optuna
+
+        def watch(progress: Progress, measured: Measured) -> None:
+            if progress.epoch >= section.epochs:
+                return
+            trial.report(self._promise(model, section, folder), round(1000 * progress.epoch / section.epochs))
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        return watch
+
+    def _promise(self, model: Model, section: Finetune, folder: Path) -> float:
+        """Return what orders the model so far, or halfway to the base, by validation; training never knows of it."""
+        state = random_state()
+        so_far = model
+        if section.lora is not None:
+            so_far = copy.deepcopy(model)
+            merge_adapters(so_far.backbone)
+            so_far.settle(self.tables["train"])
+        so_far.save(folder)
+        search = self._search(folder)
+        looks = [search.look((BASE[0], alpha)) for alpha in (0.5, 1.0)]
+        shutil.rmtree(folder)
+        set_random_state(state)
+        return max(rank_number(look.gain, look.log_likelihood_gain, look.alpha) for look in looks)
+
+    def _search(self, tuned: Path) -> Search:
+        precision = self.recipe.evaluate.precision
+        ends = Ends.load(self.kind, self.folder, tuned, self.device, precision)
+        return Search.of_recipe(self.recipe, self.paths, self.base, ends, self.tables)
+
     def _judge(self, trial: Any, model: Model, scratch: Path) -> float:
         tuned, kept = scratch / "tuned", scratch / "chosen"
         model.save(tuned)
-        precision = self.recipe.evaluate.precision
-        ends = Ends.load(self.kind, self.folder, tuned, self.device, precision)
-        search = Search.of_recipe(self.recipe, self.paths, self.base, ends, self.tables)
+        search = self._search(tuned)
         outcomes = search.outcomes()
         chosen = choose(outcomes)
         whole = reports.tuned_outcome(outcomes)
@@ -245,18 +285,6 @@ def _stops(error: BaseException) -> bool:
     return isinstance(error, STOPS) or bool(system_says(error))
 
 
-def _pruner(trial: Any, start: float) -> Callable[[Progress, Measured], None]:
-    """Report the gain after every epoch; a trial that lags behind half of the others ends there."""
-    import optuna
-
-    def watch(progress: Progress, measured: Measured) -> None:
-        trial.report(measured.score - start, progress.epoch)
-        if trial.should_prune():
-            raise optuna.TrialPruned
-
-    return watch
-
-
 def _study(section: Tune, attempt: _Attempt) -> Any:
     """Open the journal of this very search: other data, base, benchmarks, budget or code begin another one."""
     import optuna
@@ -270,7 +298,7 @@ def _study(section: Tune, attempt: _Attempt) -> Any:
         storage=storage,
         load_if_exists=True,
         direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
     )
     # A search that goes on must not draw again what it drew before.
     study.sampler = optuna.samplers.TPESampler(

@@ -132,7 +132,7 @@ def test_bisection_finds_the_largest_alpha_that_leaves_room(
         return outcome(point[1], point[1], allowed=point[1] <= 0.5)
 
     monkeypatch.setattr(search.Search, "_measure", measure)
-    monkeypatch.setattr(search.Search, "_look", lambda self, point: outcome(point[1], point[1], None))
+    monkeypatch.setattr(search.Search, "look", lambda self, point: outcome(point[1], point[1], None))
     report = run(project)
     assert report.alpha == 0.5
     assert report.rescued

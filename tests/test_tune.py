@@ -30,6 +30,7 @@ from tasks.__main__ import run_stage
 from tasks.errors import ConfigError, Preempted, Refused, StageError
 from tasks.families.interface import Measured
 from tasks.forgetting.search import Search
+from tasks.forgetting.way import rank_number
 from tasks.paths import Paths
 from tasks.recipe import Recipe, Tune, load_recipe, recipe_path
 from tasks.reports import AlphaOutcome, MergeReport, read_report
@@ -120,19 +121,102 @@ def test_a_search_goes_on_where_it_stood(paths: Paths) -> None:
 def test_a_trial_that_lags_behind_half_of_the_others_is_given_up(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.9, 0.8, 0.7, 0.1, 0.95])
-    epochs: list[int] = []
+    # At the last epoch there is nothing left to give up: it is not asked.
+    promises = [[0.9] * 2, [0.8] * 2, [0.7] * 2, [0.1], [0.95] * 2]
+    trial, epochs = iter(promises), list[int]()
 
     def trained(*given: Any) -> None:
-        watch, score = given[-1], next(scores)
+        watch, own = given[-1], iter(next(trial))
+        monkeypatch.setattr(module._Attempt, "_promise", lambda *_: next(own))
         for epoch in (1, 2, 3):
             epochs.append(epoch)
-            watch(Progress(epoch=epoch), Measured(np.zeros(2), np.full(2, score)))
+            watch(Progress(epoch=epoch), Measured(np.zeros(2), np.zeros(2)))
 
     monkeypatch.setattr(module, "train_model", trained)
-    found = {trial.number: trial.state for trial in tune(searched(paths, seed=9), paths=paths, trials=5)}
+    recipe = searched(paths, seed=9, trials=5, epochs=[3])
+    found = {trial.number: trial.state for trial in tune(recipe, paths=paths)}
     assert found == {0: "complete", 1: "complete", 2: "complete", 3: "pruned", 4: "complete"}
     assert epochs == [*[1, 2, 3] * 3, 1, 1, 2, 3]
+
+
+def test_trials_are_compared_at_the_same_share_of_their_epochs(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: dict[int, dict[int, float]] = {}
+
+    def trained(*given: Any) -> None:
+        section, watch = given[1], given[-1]
+        for epoch in range(1, section.epochs + 1):
+            watch(Progress(epoch=epoch), Measured(np.zeros(2), np.zeros(2)))
+
+    def promise(self: Any, model: Any, section: Any, folder: Any) -> float:
+        return float(section.epochs)
+
+    report = optuna.trial.Trial.report
+
+    def kept(self: optuna.trial.Trial, value: float, step: int) -> None:
+        reported.setdefault(int(value), {})[step] = value
+        report(self, value, step)
+
+    monkeypatch.setattr(module, "train_model", trained)
+    monkeypatch.setattr(module._Attempt, "_promise", promise)
+    monkeypatch.setattr(optuna.trial.Trial, "report", kept)
+    tune(searched(paths, seed=19, trials=6, epochs=[1, 2, 4]), paths=paths)
+    assert reported == {2: {500: 2.0}, 4: {250: 4.0, 500: 4.0, 750: 4.0}}
+
+
+@pytest.mark.parametrize("method", ["lp-ft", "lora"])
+def test_to_ask_what_a_trial_promises_changes_nothing_of_it(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    promise, found = module._Attempt._promise, list[float]()
+
+    def kept(*given: Any) -> float:
+        found.append(promise(*given))
+        return found[-1]
+
+    monkeypatch.setattr(module._Attempt, "_promise", kept)
+    recipe = searched(paths, seed=20, trials=1, methods=[method], epochs=[2], learning_rates=[3.0, 5.0])
+    (asked,) = tune(recipe, paths=paths)
+    assert len(found) == 1
+    assert -2 < found[0] < 2
+    monkeypatch.setattr(module._Attempt, "_promise", lambda *_: 0.0)
+    shutil.rmtree(paths.scratch / "tune")
+    (unasked,) = tune(recipe, paths=paths)
+    assert asked.model == unasked.model
+    assert asked.log_likelihood_gain == unasked.log_likelihood_gain
+
+
+def test_what_is_best_halfway_to_the_base_is_not_given_up(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ruined model whose mixture gains promises what the mixture gains."""
+    recipe = searched(paths, seed=21, trials=1, methods=["lp-ft"], epochs=[2])
+    gains = {0.5: (0.02, 0.03), 1.0: (-0.05, -0.4)}
+
+    def look(self: Search, point: tuple[str, float]) -> AlphaOutcome:
+        gain, likelier = gains[point[1]]
+        return AlphaOutcome(
+            alpha=point[1],
+            validation_score=0.8,
+            gain=gain,
+            log_likelihood_gain=likelier,
+            suites=[],
+            within_budget=None,
+            blocked_by=[],
+        )
+
+    promise, found = module._Attempt._promise, list[float]()
+
+    def kept(*given: Any) -> float:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Search, "look", look)
+            found.append(promise(*given))
+        return found[-1]
+
+    monkeypatch.setattr(module._Attempt, "_promise", kept)
+    tune(recipe, paths=paths)
+    assert found == [rank_number(0.02, 0.03, 0.5)]
 
 
 def test_other_budgets_are_other_searches(paths: Paths) -> None:

@@ -88,7 +88,7 @@ class Search:
 
     def outcomes(self, looks: int = LOOKS) -> list[reports.AlphaOutcome]:
         """Try what the search needs, the two ends and points between them; by path, in the order of α."""
-        return walk(self.section, self._measure, self._look, looks)
+        return walk(self.section, self._measure, self.look, looks)
 
     def model(self, path: str, alpha: float) -> Model:
         """Return the model at a point, settled on the training rows."""
@@ -168,7 +168,7 @@ class Search:
     def _measure(self, point: Point) -> reports.AlphaOutcome:
         """Ask validation and the benchmarks."""
         path, alpha = point
-        gained, subject = self._look(point), self._subject(point, self.model(path, alpha))
+        gained, subject = self.look(point), self._subject(point, self.model(path, alpha))
         # What informs does not steer: it is measured where people look, at the two ends.
         suites = [suite for suite in self._suites if point in (BASE, TUNED) or self.budget[suite.name].margin]
         outcomes = [compare(suite, self._reference, subject) for suite in suites]
@@ -184,7 +184,7 @@ class Search:
             update={"suites": outcomes, "within_budget": not blocked, "blocked_by": blocked}
         )
 
-    def _look(self, point: Point) -> reports.AlphaOutcome:
+    def look(self, point: Point) -> reports.AlphaOutcome:
         """Ask validation alone."""
         path, alpha = point
         found = start = self._start_measured
