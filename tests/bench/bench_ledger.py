@@ -124,24 +124,24 @@ def _simulated(drift: Drift) -> Iterator[Figure]:
 def _lineage(drift: Drift, policy: Policy, rng: np.random.Generator) -> list[int]:
     """Retrain again and again; return how many releases there were after each retrain: each has lost as much again."""
     first = _begin(drift, rng)
-    release, released = first, [0]
-    for attempt in range(1, (HORIZONS[-1] if policy.from_first else HORIZONS[0]) + 1):
+    release, released, attempts = first, [0], 0
+    for _ in range(HORIZONS[-1] if policy.from_first else HORIZONS[0]):
         candidate = _retrained(drift, release, released[-1] * drift.loss, rng)
-        passed = _passes(drift, policy, first if policy.from_first else release, candidate, attempt)
+        before, passed = first if policy.from_first else release, False
+        if not policy.selects or _leaves_room(drift, before[0] - candidate[0]):
+            # Where there is no room the base is kept, which is no new candidate: it has the number it had.
+            attempts += 1
+            loss = independent(before[1] - candidate[1], drift.binary)  # an example is a group of its own
+            passed = loss.p_not_below(drift.margin) <= level_at(LEVEL, attempts)
         release = candidate if passed else release
         released.append(released[-1] + passed)
     return released[1:]
 
 
-def _passes(drift: Drift, policy: Policy, before: Outcomes, after: Outcomes, attempt: int) -> bool:
-    """Judge outcomes whose first row is the selection half, and whose second is the report half."""
-    selected = before[0] - after[0]
+def _leaves_room(drift: Drift, selected: Outcomes) -> bool:
+    """Say whether the losses of the selection half leave the room that `merge` asks for."""
     error = float(selected.std(ddof=1)) / math.sqrt(drift.examples)
-    room = errors_to_confirm(1 - LEVEL, POWER) * error
-    if policy.selects and float(selected.mean()) + room > drift.margin:
-        return False
-    values = before[1] - after[1]  # an example is a group of its own
-    return independent(values, drift.binary).p_not_below(drift.margin) <= level_at(LEVEL, attempt)
+    return float(selected.mean()) + errors_to_confirm(1 - LEVEL, POWER) * error <= drift.margin
 
 
 def _begin(drift: Drift, rng: np.random.Generator) -> Outcomes:
