@@ -29,6 +29,7 @@ from tests.bench.forgetting_figures import (
     look_figures,
     read_result,
     search_figures,
+    single_figures,
     spots_of,
     whole_seeds,
 )
@@ -98,6 +99,17 @@ def test_ours_and_its_rival_choose_by_validation_alone() -> None:
     assert "case: ours keeps of what the same trainings give without a budget" not in published(results)
     (cost,) = search_figures("case", results)
     assert cost.value == pytest.approx(0.4)
+
+
+def test_one_training_of_ours_is_set_against_single_methods() -> None:
+    results = trainings(0.097, 0.9)
+    _, _, *alone = spots_of(results)
+    made = {figure.figure: figure.value for figure in single_figures("case", "full", results, alone)}
+    assert made["case: ours, of one training (full): gain"] == pytest.approx(0.097)
+    assert made["case: ours, of one training (full): worst loss / margin"] == pytest.approx(0.9)
+    assert made["case: ours, of one training (full): methods that it equals or beats in both"] == 0
+    name = "case: single methods that gain more than ours of one training, and keep the budget"
+    assert made[name] == 0
 
 
 def test_of_equal_mixtures_the_one_nearest_to_the_base_is_taken() -> None:

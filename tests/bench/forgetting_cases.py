@@ -82,6 +82,8 @@ class Case:
     """Methods that the base has no weights for."""
     arrange: Callable[[Path], None] | None = None
     """Makes raw files of raw files, in the folder of the recipe."""
+    own: str = "full"
+    """The method that the recipe trains by."""
 
     @property
     def shown(self) -> list[str]:
@@ -185,6 +187,7 @@ CASES = (
         1.0,
         320,
         300,
+        own="LP-FT",
     ),
     Case(
         "support-chat",
@@ -274,5 +277,6 @@ CASES = (
         824,
         322,
         lora_targets=("convolution",),
+        own="replay 50 %, distilled",
     ),
 )

@@ -99,6 +99,7 @@ def publish_results(seeds: int) -> None:
             continue
         ours, free, *alone = spots_of(results)
         made += figures(case.recipe, [ours, free, *alone])
+        made += single_figures(case.recipe, case.own, results, alone)
         made += search_figures(case.recipe, results)
         made += look_figures(case.recipe, results)
         made += confirmation_figures(case.recipe, results)
@@ -185,6 +186,24 @@ def figures(recipe: str, spots: Sequence[Spot]) -> Iterator[Figure]:
         rival = max(allowed, key=lambda spot: spot.gain)
         label = f"{recipe}: best gain of a single method within the budget ({rival.name})"
         yield Figure(label, rival.gain, "score", n, n)
+
+
+def single_figures(
+    recipe: str, own: str, results: Sequence[Result], alone: Sequence[Spot]
+) -> Iterator[Figure]:
+    """Yield what ours makes of one training, by the method of the recipe: as much computing as a single method has."""
+    models = [result.within for result in results if result.method == own]
+    once = Spot(own, -1, [model.share for model in models], [model.gain for model in models])
+    label, n = f"{recipe}: ours, of one training ({own})", len(models)
+    yield Figure(f"{label}: gain", once.gain, "score", n, n, (min(once.gains), max(once.gains)))
+    yield Figure(
+        f"{label}: worst loss / margin", once.loss, "share", n, n, (min(once.losses), max(once.losses))
+    )
+    beaten = sum(dominates(once, spot) for spot in alone)
+    yield Figure(f"{label}: methods that it equals or beats in both", beaten, f"of {len(alone)}", n, n)
+    over = [spot for spot in alone if spot.gain > once.gain and max(spot.losses) <= 1]
+    label = f"{recipe}: single methods that gain more than ours of one training, and keep the budget"
+    yield Figure(label, len(over), f"of {len(alone)}", n, n)
 
 
 def dominates(ours: Spot, other: Spot) -> bool:
