@@ -107,6 +107,8 @@ def test_one_training_of_ours_is_set_against_single_methods() -> None:
     made = {figure.figure: figure.value for figure in single_figures("case", "full", results, alone)}
     assert made["case: ours, of one training (full): gain"] == pytest.approx(0.097)
     assert made["case: ours, of one training (full): worst loss / margin"] == pytest.approx(0.9)
+    kept = made["case: ours, of one training (full), of the best gain in hindsight (full)"]
+    assert kept == pytest.approx(0.97)
     assert made["case: ours, of one training (full): methods that it equals or beats in both"] == 0
     name = "case: single methods that gain more than ours of one training, and keep the budget"
     assert made[name] == 0
