@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +31,9 @@ WEEKLY = "0 3 * * 1"
 """Mondays at three: when nothing else is said."""
 POOL = "retain"
 DEPLOYMENT = "retrain"
+SUPERVISED = f"{shlex.quote(sys.executable)} -m prefect flow-run execute"
+RESCHEDULED = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
+"""SIGTERM to a run's supervisor (a machine that is taken away) puts the run back in the queue: it goes on elsewhere."""
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
 STOP_SECONDS = 20.0
@@ -90,6 +94,7 @@ def deploy(root: Path, recipes: list[str], cron: str) -> str:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.deployments.runner import RunnerDeployment
     from prefect.flows import EntrypointType
+    from prefect.runner.storage import LocalStorage
     from prefect.schedules import Cron
     from prefect.workers.process import ProcessWorker
 
@@ -111,9 +116,10 @@ def deploy(root: Path, recipes: list[str], cron: str) -> str:
         ),
         enforce_parameter_schema=True,
         work_pool_name=POOL,
-        job_variables={"working_dir": str(root)},
+        job_variables={"working_dir": str(root), "command": SUPERVISED, "env": RESCHEDULED},
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    deployment.storage = LocalStorage(str(root))  # runs work in this very clone, not in a copy of it
     return str(deployment.apply())
 
 
@@ -185,22 +191,27 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     import psutil
 
     try:
-        # Flow runs first: a worker that goes leaves them running on.
-        family = [
-            *reversed(psutil.Process(process.pid).children(recursive=True)),
-            psutil.Process(process.pid),
-        ]
+        own = psutil.Process(process.pid)
+        family = [*own.children(recursive=True), own]
+        # Flow runs first: a worker that goes leaves them running on. Their supervisors stop what is below them.
+        _terminate(own.children())
     except psutil.NoSuchProcess:
         process.wait()
         return
-    for member in family:
-        try:
-            member.terminate()
-        except psutil.NoSuchProcess:
-            continue
+    _terminate(family)
     for member in psutil.wait_procs(family, timeout=STOP_SECONDS)[1]:
         member.kill()
     process.wait()
+
+
+def _terminate(processes: list[Any]) -> None:
+    """Ask processes to stop, and give them time."""
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    psutil.wait_procs(processes, timeout=STOP_SECONDS)
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -346,14 +346,14 @@ BODIES = {
 """,
     "pin": """
     _write(paths.pin, {"registry_name": sections[0], "champion": None, "champion_model": None,
-        "first_base": {"source": "s", "fingerprint": "f" * 64}})
+        "candidate_model": "m", "first_base": {"source": "s", "fingerprint": "f" * 64}})
 """,
     "evaluate": """
     rate = float(json.loads(json.loads((paths.chosen / "weights.json").read_text())))
     target = {"name": "test", "examples": 24, "base": 0.5, "candidate": 0.9, "champion": None, "gain": 0.4,
               "gain_interval": [0.2, 0.6], "macro_f1": 0.9}
     suite = {"name": "articles", "metric": "mrr", "examples": 20, "base": 0.6, "candidate": 0.6 - rate,
-             "loss": rate, "standard_error": 0.01}
+             "loss": rate, "standard_error": 0.01, "p_guessing": 0.0, "independent": 20}
     _write(paths.evaluate, {"base_model": "b", "candidate_model": "m", "champion": None, "targets": [target],
         "suites": [suite]})
     _write(paths.records / "x", 0)

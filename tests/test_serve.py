@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import pytest
 
 from flows.serve import listed_recipes
 from tasks.errors import ConfigError
+from tasks.paths import Paths
 from tests.project import COMMAND_LINE, Project, make_project
 
 
@@ -62,6 +64,21 @@ class Served:
     def run(self, **parameters: object) -> Any:
         """Submit the run form."""
         return self.post(f"deployments/{self.deployment}/create_flow_run", {"parameters": parameters})
+
+    def supervisor_in_training(self, run: str, recipe: str) -> psutil.Process:
+        """Wait until a run trains, and return the process that supervises it."""
+        log = Paths(self.project.root, recipe).stage_log("finetune")
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+                    if (
+                        f"tasks finetune {recipe}" in " ".join(process.cmdline())
+                        and "epoch 1" in log.read_text()
+                    ):
+                        return next(one for one in process.parents() if "execute" in one.cmdline())
+            time.sleep(0.2)
+        raise TimeoutError(f"{run} did not train")
 
     def wait(self, run: str, seconds: float = 600) -> dict[str, Any]:
         """Return a flow run once it has ended."""
@@ -153,6 +170,22 @@ def test_a_refused_run_ends_in_a_state_of_its_own_name(served: Served) -> None:
     assert ended["state_name"] == "Refused"
     assert ended["run_count"] == 1, "a refusal is not tried again"
     assert "articles: lost 0.001" in ended["state"]["message"]
+
+
+@pytest.mark.e2e
+def test_a_run_whose_machine_is_taken_away_is_scheduled_again(served: Served) -> None:
+    recipe = served.project.root / "recipes" / "other.yaml"
+    before = recipe.read_text(encoding="utf-8")
+    recipe.write_text(before.replace("epochs: 1", "epochs: 12"), encoding="utf-8")
+    run = served.run(recipe="other", promote=False)
+    supervisor = served.supervisor_in_training(run["id"], "other")
+    supervisor.terminate()
+    supervisor.wait(timeout=60)
+    supervised = Paths(served.project.root, "other").stage_log("finetune").read_text(encoding="utf-8")
+    ended = served.wait(run["id"])
+    recipe.write_text(before, encoding="utf-8")
+    assert (ended["state_name"], ended["run_count"]) == ("Completed", 2)
+    assert "finetune: asked to stop (SIGTERM)" in supervised
 
 
 @pytest.mark.e2e
