@@ -53,9 +53,20 @@ def _hold(name: str) -> Iterator[None]:
 def _lock_name(device: str) -> str:
     """Name a device as every process of this machine does: `cuda:0` is the first of those that this one may see."""
     index = int(device.partition(":")[2] or 0)
+    if identity := _identity(index):
+        return f"cuda-{identity}"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     seen = [name.strip() for name in visible.split(",") if name.strip()]
     return f"cuda-{seen[index] if index < len(seen) else index}"
+
+
+def _identity(index: int) -> str:
+    """Return the UUID of a CUDA device, which may be asked for by number or by UUID; empty where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    return str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
 
 
 def _holder(path: Path) -> str:

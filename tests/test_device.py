@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,22 @@ def test_those_who_take_several_in_other_orders_never_wait_for_each_other(tmp_pa
     for process in all_of_them:
         assert process.communicate(timeout=60)[0] == "held\n"
         assert process.returncode == 0
+
+
+def test_a_device_has_one_name_by_number_and_by_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    known = [SimpleNamespace(uuid=f"8932-{number}") for number in range(2)]
+    monkeypatch.setenv("RETAIN_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: known[index])
+    with hold_device("cuda:1"):
+        pass
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932-1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: known[1])
+    with hold_device("cuda"):
+        pass
+    assert [lock.name for lock in (tmp_path / "locks").iterdir()] == ["cuda-8932-1.lock"]
 
 
 def test_a_device_is_locked_whatever_number_a_process_knows_it_by(tmp_path: Path) -> None:
