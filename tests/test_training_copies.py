@@ -12,6 +12,7 @@ import torch
 from tasks.errors import RegistryError, StageError
 from tasks.training.checkpoints import newest_checkpoint, save_checkpoint
 from tasks.training.copies import Copies, open_copies
+from tasks.training.memory import set_random_state
 from tests.servers import s3_server
 
 
@@ -114,6 +115,58 @@ def test_a_copy_that_fails_is_said_and_one_that_cannot_be_looked_for_is_an_error
         StageError, match=r"RETAIN_CHECKPOINTS: whether there is a checkpoint cannot be known"
     ):
         copies.fetch(tmp_path / "other")
+
+
+def test_a_copy_that_cannot_be_read_now_is_an_error_and_not_damage(
+    copies: Copies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reset(*arguments: object) -> None:
+        raise RegistryError("connection reset")
+
+    write(tmp_path / "first", 5, copies)
+    monkeypatch.setattr(copies.storage, "get_file", reset)
+    with pytest.raises(StageError, match="connection reset"):
+        copies.fetch(tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_damaged_copies_of_later_steps_displace_none(copies: Copies, tmp_path: Path) -> None:
+    for step in (8, 9):
+        copies.storage.create(f"ab12/step-0000000{step}/state.pt", b"PK")
+        copies.storage.create(f"ab12/step-0000000{step}/manifest.json", b'{"step": 9, "sha256": "0"}')
+    write(tmp_path / "first", 2, copies)
+    copies.fetch(tmp_path / "other")
+    assert step_in(tmp_path / "other") == 2
+
+
+@pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
+def test_a_checkpoint_is_kept_though_later_ones_are_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str
+) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"step": torch.tensor(step)})
+    for step in (2, 3):
+        (tmp_path / f"step-0000000{step}" / file).write_bytes(b"PK")
+    assert save_checkpoint(tmp_path, 1, {"step": torch.tensor(1)}).is_dir(), "what was just written"
+    assert step_in(tmp_path) == 1
+    assert caplog.text.count("skipping the damaged checkpoint") == 2
+    (tmp_path / ".new.killed").mkdir()
+    save_checkpoint(tmp_path, 2, {"step": torch.tensor(2)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_random_states_of_more_or_fewer_devices_than_are_here_are_taken_up(
+    devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: taken.append(len(states)))
+    own = torch.get_rng_state()
+    for known in (0, 1, 2, 3):
+        set_random_state([own, *[torch.zeros(1)] * known])
+    assert taken == [min(known, devices) for known in (0, 1, 2, 3)]
 
 
 def test_nothing_is_copied_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,14 @@ import torch
 
 from tasks.families.causal_lm import CausalLM
 from tasks.families.interface import Model
+from tasks.training import packing
 from tasks.training.batches import micro_batches
 from tasks.training.loop import Trainer
 from tasks.training.packing import PACKED, Packing, find_packing, packed_attention_in
 from tests.architectures import make_base, tiny_model
 from tests.short_training import short_trainer
 from tests.test_families import begun, rows
-from tests.tiny_lm import tiny_lm
+from tests.tiny_lm import tiny_lm, tiny_tokenizer
 
 ROWS = [[5, 9, 11, 20, 7], [8], [30, 31, 32], [40, 41, 42], [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]
 
@@ -120,6 +121,23 @@ def test_a_packed_step_is_the_padded_one(kind: str, bases: Path, tmp_path: Path)
     packed, quick = step(model, section, kind, tmp_path, packing)
     assert packed == pytest.approx(padded, abs=1e-5)
     assert torch.allclose(quick, slow, atol=1e-5)
+
+
+def test_rotary_positions_leave_packs_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast they make fp32 of queries and keys, which a kernel of half precision would not take."""
+    seen: list[set[torch.dtype]] = []
+    attend = packing.scaled_dot_product_attention
+
+    def watched(*parts: torch.Tensor, **more: Any) -> torch.Tensor:
+        seen.append({part.dtype for part in parts})
+        return attend(*parts, **more)
+
+    monkeypatch.setattr(packing, "scaled_dot_product_attention", watched)
+    network = tiny_lm("llama")
+    network.config.use_cache = False
+    assert CausalLM(network, tiny_tokenizer(), "cpu", "bf16", max_length=32).find_packing()
+    assert {torch.bfloat16} in seen
+    assert {torch.float32, torch.bfloat16} not in seen
 
 
 def test_training_reads_rows_packed_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:

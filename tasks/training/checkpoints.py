@@ -31,7 +31,10 @@ def folder_of(step: int) -> str:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write the state after `step` steps below `folder`, and return where; keep the last two."""
+    """Write the state after `step` steps below `folder`, and return where; keep the last two.
+
+    What killed writers left goes too: one process writes here at a time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=".new."))
     try:
@@ -47,8 +50,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         _sync_folder(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in [*sorted(folder.glob("step-*"))[:-KEPT], *folder.glob(".new.*")]:
+        if old != target:  # which damaged ones of later steps would displace
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -71,13 +75,14 @@ def whole_steps(folder: Path) -> list[int]:
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint; a damaged one is skipped with a warning."""
+    """Load the newest whole checkpoint; damaged ones that are newer are removed with a warning."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         reason = _damage(candidate)
         if reason is None:
             state: dict[str, Any] = torch.load(candidate / STATE, map_location="cpu", weights_only=True)
             return state
         log.warning("skipping the damaged checkpoint %s (%s)", candidate, reason)
+        shutil.rmtree(candidate, ignore_errors=True)
     return None
 
 

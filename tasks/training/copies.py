@@ -95,6 +95,8 @@ class Copies:
         )
         self.storage.create(self._key(checkpoint.name, MANIFEST), manifest)
         for step in sorted(self._steps())[:-KEPT]:
+            if folder_of(step) == checkpoint.name:  # damaged copies of later steps would displace it
+                continue
             for name in (MANIFEST, STATE):
                 self.storage.delete_older(self._key(folder_of(step), name), -1)
 
@@ -107,13 +109,16 @@ class Copies:
         aside = Path(tempfile.mkdtemp(dir=folder, prefix=".new."))
         try:
             found = self.storage.read(self._key(folder_of(step), MANIFEST))
-            self.storage.get_file(self._key(folder_of(step), STATE), aside / STATE)
-            if found is None or sha256_of(aside / STATE) != json.loads(found[0])["sha256"]:
-                raise RegistryError("its content does not match its manifest")
+            state = self._key(folder_of(step), STATE)
+            if found is None or self.storage.stat(state) is None:
+                raise ValueError("half of it is gone")
+            self.storage.get_file(state, aside / STATE)
+            if sha256_of(aside / STATE) != json.loads(found[0])["sha256"]:
+                raise ValueError("its content does not match its manifest")
             write_text(aside / MANIFEST, found[0].decode())
             shutil.rmtree(folder / folder_of(step), ignore_errors=True)
             aside.rename(folder / folder_of(step))
-        except (RegistryError, ValueError, KeyError) as error:
+        except (ValueError, KeyError) as error:
             log.warning("skipping the damaged copy of %s (%s)", folder_of(step), error)
             return False
         finally:

@@ -82,7 +82,7 @@ def random_state() -> list[torch.Tensor]:
 
 
 def set_random_state(state: list[torch.Tensor]) -> None:
-    """Put the random generators where `random_state` found them; a state without CUDA's leaves those as they are."""
+    """Put the random generators where `random_state` found them: the CPU's, and as many CUDA devices' as are here."""
     torch.set_rng_state(state[0])
-    if torch.cuda.is_available() and len(state) > 1:
-        torch.cuda.set_rng_state_all(state[1:])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state[1 : 1 + torch.cuda.device_count()])

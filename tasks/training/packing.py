@@ -155,6 +155,8 @@ def packed_attention(
     if altered := [name for name in ALTERS_ATTENTION if more.get(name) is not None]:
         raise CannotPackError(f"its attention has {', '.join(altered)}")
     causal = bool(getattr(module, "is_causal", True))
+    if value.dtype in FLASH_TYPES:  # rotary positions, which are fp32 under autocast, have made fp32 of these
+        query, key = query.to(value.dtype), key.to(value.dtype)
     tokens = [part[0].transpose(0, 1) for part in (query, key, value)]
     if query.is_cuda and query.dtype in FLASH_TYPES and not dropout:
         return _flash(tokens, packed_rows, scaling, causal)[None], None
