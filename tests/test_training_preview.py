@@ -41,3 +41,22 @@ def test_the_command_counts_what_trains_and_takes_changes(
     blocks = [2 * 2 * 32] * 2  # two norms of 32 weights and biases in each block
     assert trains == [2 * 32, *blocks, 2 * 32 + 2], "one norm in the embeddings, and the head"
     assert last.startswith(f"{sum(trains)} of ")
+
+
+@pytest.mark.parametrize(("variant", "more"), [("lora", 0), ("dora", 1)])
+def test_adapters_are_shown_before_they_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, more: int
+) -> None:
+    monkeypatch.setenv("RETAIN_HOME", str(tmp_path / "store"))
+    project = make_project(tmp_path / "project")
+    lora = f"{{rank: 4, alpha: 8, variant: {variant}, targets: [query, value], quantise: true}}"
+    project.change("  epochs: 1\n", f"  epochs: 1\n  lora: {lora}\n")
+    project.change("method: lp-ft", "method: lora")
+    layers = preview_layers(load_recipe(project.recipe()), project.root)
+    assert [layer.depth for layer in layers] == [0, 1, 2, 3]
+    assert [layer.trains for layer in layers] == [False, True, True, True]
+    adapters = 2 * (4 * 32 + 32 * 4) + more * 2 * 32  # two layers of 32 x 32 in a block; DoRA's magnitudes
+    assert [layer.trained_parameters for layer in layers[:3]] == [0, adapters, adapters]
+    project.change("targets: [query, value]", "targets: [gate_proj]")
+    with pytest.raises(ConfigError, match=r"What there is: .*query"):
+        preview_layers(load_recipe(project.recipe()), project.root)
