@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tasks.errors import DataError
+from tasks.families.chat import assistant_spans, render
 from tasks.measures.tokens import audit, coloured
 from tests.architectures import CHAT_TEMPLATE, word_tokenizer
 
@@ -77,6 +78,33 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> No
     )
     with pytest.raises(DataError, match=r"writes turn 2 of 4 differently .* generation"):
         audit(chats(TWICE), tokenizer, "causal-lm", 64)
+
+
+FIRST = [{"role": "assistant", "content": "hello yes"}, *HELLO]
+DEFAULT_SYSTEM = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "<|im_start|>system\nhello yes hello<|im_end|>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("beginning", ["", DEFAULT_SYSTEM])
+def test_of_an_assistant_who_speaks_first_its_words_alone_carry_loss(tokenizer: Any, beginning: str) -> None:
+    loop = "{% for message in messages %}"
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(loop, beginning or loop)
+    _, spans = assistant_spans(tokenizer, FIRST)
+    text = render(tokenizer, FIRST)
+    assert [text[start:end] for start, end in spans] == ["hello yes<|im_end|>", "love it<|im_end|>"]
+    assert text.startswith("<|im_start|>system" if beginning else "<|im_start|>assistant")
+    assert audit(chats(FIRST), tokenizer, "causal-lm", 64).supervised.tolist() == [6]
+
+
+def test_an_assistant_who_speaks_first_is_refused_where_its_words_cannot_be_told(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages[0]['content'] | length }}\n" + CHAT_TEMPLATE
+    with pytest.raises(DataError, match=r"speaks first .* 3 turns.* a user's turn before"):
+        audit(chats(FIRST), tokenizer, "causal-lm", 64)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}\n" + CHAT_TEMPLATE
+    with pytest.raises(DataError, match="cannot be told"):
+        audit(chats(FIRST), tokenizer, "causal-lm", 64)
 
 
 def test_unknown_tokens_and_words_are_counted(tokenizer: Any) -> None:

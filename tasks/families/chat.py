@@ -16,6 +16,8 @@ from tasks.errors import DataError
 
 Message = Mapping[str, str]
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+PROBE = "~probe~"
+"""What stands in for a first turn of the assistant's, to see what the template writes before it."""
 UNSUPERVISED = -100
 """The label of a token that carries no loss, as everywhere in the field."""
 
@@ -70,14 +72,15 @@ def assistant_spans(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, l
     """Render a conversation and return it with the character spans of what the assistant says, turn end included.
 
     Raises:
-        DataError: the template does not write a conversation's beginning the same way whatever follows.
+        DataError: the template does not write a conversation's beginning the same way whatever follows, or whatever the
+            assistant says first.
     """
     whole = render(tokenizer, messages)
     spans = []
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = render(tokenizer, messages[:place], prompt=True)
+        before = render(tokenizer, messages[:place], prompt=True) if place else _opening(tokenizer, messages)
         after = render(tokenizer, messages[: place + 1])
         if not (whole.startswith(before) and whole.startswith(after)):
             raise DataError(
@@ -86,6 +89,21 @@ def assistant_spans(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, l
             )
         spans.append((len(before), len(after.rstrip())))
     return whole, spans
+
+
+def _opening(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Return what the template writes before a first turn of the assistant's: its header, and maybe a system prompt.
+
+    Nothing precedes that turn, and few templates can render a conversation without turns: a probe is said in it.
+    """
+    before, *after = render(tokenizer, [{**messages[0], "content": PROBE}]).split(PROBE)
+    if len(after) != 1 or not render(tokenizer, messages[:1]).startswith(before):
+        raise DataError(
+            f"The assistant speaks first in a conversation of {len(messages)} turns, and where its words begin cannot be "
+            "told from what the chat template writes: put {% generation %} marks into the template, or a user's turn "
+            "before that one."
+        )
+    return before
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> str:
