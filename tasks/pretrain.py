@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from tasks.errors import DataError, PipelineError
-from tasks.families.image_classification import PREPROCESSOR, Preprocessing, augmented
+from tasks.families.image_classification import augmented
+from tasks.families.preprocessing import PREPROCESSOR, Preprocessing
 from tasks.files import atomic_folder, write_text
 from tasks.training.layers import rate_share
 

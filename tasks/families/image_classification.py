@@ -7,7 +7,6 @@ tuned model can still be asked what the base was asked.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -24,49 +23,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModelForImageClassification
 
-from tasks.errors import DataError, StageError
+from tasks.errors import StageError
 from tasks.families import heads, read_description
 from tasks.families.interface import Content, Embedder, Examples, Measured, Model, write_weights
+from tasks.families.preprocessing import PREPROCESSOR, Preprocessing, read_preprocessing
 from tasks.files import fingerprint, write_text
 from tasks.models import load_weights, pick_device, settings_of
 from tasks.recipe import Finetune
 from tasks.training.probe import fit_probe, fresh_head
 from tasks.training.retention import feature_distillation
 
-PREPROCESSOR = "preprocessor_config.json"
 IMAGES_A_BATCH = {"cpu": 64, "cuda": 512}
 PADDING = 0.125
 """Share of the side by which `crop` may shift an image."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes numbers: side in pixels, and each channel's mean and deviation, from 0 to 1."""
-
-    side: int
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-
-    def pixels(self, image: bytes) -> NDArray[np.uint8]:
-        """Decode an image to `(3, side, side)`, uint8; grey becomes three equal channels.
-
-        Raises:
-            DataError: it cannot be decoded.
-        """
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(io.BytesIO(image)) as opened:
-                sized = opened.convert("RGB").resize((self.side, self.side), Image.Resampling.BILINEAR)
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"An image of {len(image)} bytes cannot be decoded: {error}") from None
-        return np.ascontiguousarray(np.asarray(sized).transpose(2, 0, 1))
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Scale uint8 pixels `(rows, 3, side, side)` to what the backbone was trained on."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
-        deviation = torch.tensor(self.deviation, device=pixels.device).view(1, -1, 1, 1)
-        return (pixels.float() / 255 - mean) / deviation
 
 
 @dataclass
@@ -143,16 +112,7 @@ class ImageEncoder(Embedder):
             self.backbone.save_pretrained(folder, safe_serialization=True)
         finally:
             _put(self.backbone, place, nn.Identity())
-        settings = self.preprocessing
-        described = {
-            "do_resize": True,
-            "size": {"height": settings.side, "width": settings.side},
-            "do_rescale": True,
-            "do_normalize": True,
-            "image_mean": list(settings.mean),
-            "image_std": list(settings.deviation),
-        }
-        write_text(folder / PREPROCESSOR, json.dumps(described, indent=2) + "\n")
+        write_text(folder / PREPROCESSOR, json.dumps(self.preprocessing.settings(), indent=2) + "\n")
 
 
 def load_image_encoder(folder: Path, device: str | None = None, precision: str = "fp32") -> ImageEncoder:
@@ -162,7 +122,7 @@ def load_image_encoder(folder: Path, device: str | None = None, precision: str =
         StageError: it is no image classifier, or lacks weights or its preprocessing.
     """
     device = device or pick_device()
-    preprocessing = _read_preprocessing(folder)
+    preprocessing = read_preprocessing(folder)
     model = load_weights(AutoModelForImageClassification, folder, may_lack=("classifier.", "head.", "fc."))
     place = _head_place(model, nn.Linear)
     head: Any = model.get_submodule(place)
@@ -356,21 +316,6 @@ def _encoded(content: Content) -> bytes:
     if isinstance(content, str):
         raise StageError("a text where an image is needed: does the benchmark's table name an image column?")
     return content
-
-
-def _read_preprocessing(folder: Path) -> Preprocessing:
-    path = folder / PREPROCESSOR
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        size = said["size"]
-        side = int(size if isinstance(size, int) else size.get("height") or size["shortest_edge"])
-        return Preprocessing(side, tuple(said["image_mean"]), tuple(said["image_std"]))
-    except FileNotFoundError:
-        raise StageError(
-            f"{folder} has no {PREPROCESSOR}: how images are scaled cannot be guessed."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError(f"{path} does not say size, image_mean and image_std: {error!r}") from error
 
 
 def _head_place(model: nn.Module, kind: type[nn.Module]) -> str:
