@@ -162,6 +162,7 @@ def _refuse_thin_splits(tables: Mapping[str, pd.DataFrame], data: Data) -> None:
                 )
     if problems:
         problems.append(
-            "add rows of these labels, merge labels, or take other shares or another seed in `data`"
+            "add rows of these labels, merge labels or take them out of data.labels, or take other shares or another "
+            "seed in `data`"
         )
         raise DataError(f"{data.train.file}: a class is too thin to learn from or to measure:", problems)

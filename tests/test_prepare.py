@@ -141,7 +141,7 @@ def test_a_sample_by_hash_keeps_its_rows_when_others_come() -> None:
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
-        ([f"text {n},positive" for n in range(60)], "label 'negative' has 0 row"),
+        ([f"text {n},positive" for n in range(60)], "train: label 'negative' has 0 row"),
         (
             [f"text {n},positive" for n in range(60)] + ["bad,negative", "sad,negative"],
             "label 'negative' has",
@@ -153,7 +153,7 @@ def test_a_class_too_thin_is_said_for_each_split(paths: Paths, rows: list[str], 
     with pytest.raises(DataError, match="a class is too thin") as caught:
         run_stage("prepare", "tiny", paths.root)
     assert any(problem in line for line in caught.value.problems)
-    assert "add rows of these labels" in caught.value.problems[-1]
+    assert "add rows of these labels, merge labels or take them out" in caught.value.problems[-1]
 
 
 def test_a_failure_leaves_what_was_there(paths: Paths) -> None:

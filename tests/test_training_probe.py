@@ -59,6 +59,18 @@ def test_features_that_are_not_finite_are_an_error() -> None:
         fit_probe(*train, *validation, 2)
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_class_that_only_validation_has_is_refused_and_one_that_only_it_lacks_is_not(missing: int) -> None:
+    (rows, labels), (unseen, checked) = features(3, 60, 1), features(3, 30, 2)
+    kept = labels != missing
+    with pytest.raises(StageError, match=f"no training row has label {missing + 1} of the 3"):
+        fit_probe(rows[kept], labels[kept], unseen, checked, 3)
+    kept = checked != missing
+    weights, accuracy = fit_probe(rows, labels, unseen[kept], checked[kept], 3)
+    assert weights["weight"].shape == (3, 6)
+    assert accuracy > 0.9
+
+
 def test_a_fresh_head_depends_on_its_seed_alone() -> None:
     torch.manual_seed(1)
     first = fresh_head(32, 3, 7)

@@ -26,12 +26,13 @@ def fit_probe(
         standardised, and the accuracy on validation.
 
     Raises:
-        StageError: a feature is not finite.
+        StageError: a feature is not finite, or a class has no training rows; validation may lack some.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
     _refuse_not_finite(train, validation)
+    _refuse_missing(labels, classes)
     mean, scale = train.mean(axis=0), _spread(train)
     best_loss, best = np.inf, None
     for strength in STRENGTHS:
@@ -109,6 +110,15 @@ def _label_probes(
 def _refuse_not_finite(*features: np.ndarray) -> None:
     if not all(np.isfinite(part).all() for part in features):
         raise StageError("the base's sentence vectors are not all finite: are its weights whole? Try fp32.")
+
+
+def _refuse_missing(labels: np.ndarray, classes: int) -> None:
+    if missing := sorted(set(range(classes)) - set(labels.tolist())):
+        places = ", ".join(str(label + 1) for label in missing)
+        raise StageError(
+            f"no training row has label {places} of the {classes} of data.labels, so that nothing can be learned of "
+            "it: add rows that have it, or take it out of data.labels."
+        )
 
 
 def fresh_head(dimensions: int, classes: int, seed: int) -> nn.Linear:
