@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tasks.errors import ConfigError
 from tasks.families.text_classification import TextClassifier
+from tasks.recipe import Finetune
 from tests.tiny import make_tiny_base, tiny_classifier
 
 LENGTH, OVERLAP = 16, 4
@@ -67,6 +70,38 @@ def test_the_loss_of_training_is_that_of_the_pooled_logits(reads_on: TextClassif
     rows = table(LONG, SHORT).assign(label=[1, 0])
     loss = reads_on.loss(reads_on.examples(rows), np.arange(2)).item()
     assert loss == pytest.approx(reads_on.measure(rows).losses.sum(), rel=1e-4)
+
+
+def test_an_overlap_is_checked_against_what_the_base_reads(tmp_path: Path) -> None:
+    base = make_tiny_base(tmp_path / "base")
+    rows = table(LONG * 2, SHORT, LONG, "bad").assign(label=[0, 1, 0, 1])
+
+    def begin(overlap: int) -> TextClassifier:
+        return TextClassifier.begin(base, tuned(overlap), ["a", "b"], rows, rows, "cpu")
+
+    for overlap in (64, 62):
+        with pytest.raises(
+            ConfigError, match=rf"window_overlap is {overlap}, .* 62 tokens.* reads 64 .* is 128"
+        ):
+            begin(overlap)
+    assert len(begin(61).examples(rows).content.tokens[0]) > 1
+    assert begin(0).overlap == 0
+
+
+def tuned(overlap: int) -> Finetune:
+    return Finetune(
+        method="lp-ft",
+        learning_rate=1e-4,
+        epochs=1,
+        batch_size=2,
+        warmup_share=0.1,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        max_length=128,
+        window_overlap=overlap,
+        precision="fp32",
+        seed=1,
+    )
 
 
 def test_what_stands_at_the_end_counts_only_where_it_is_read(

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tasks.errors import ConfigError
 from tasks.families import heads, read_description
 from tasks.families.interface import Content, Examples, Measured, Model, write_weights
 from tasks.models import TOKENS_A_BATCH, Encoder, load_encoder
@@ -80,9 +81,14 @@ class TextClassifier(Model):
         validation: pd.DataFrame,
         device: str,
     ) -> TextClassifier:
-        """Load the base and fit the linear probe; `method: full` then trains from a fresh head instead."""
+        """Load the base and fit the linear probe; `method: full` then trains from a fresh head instead.
+
+        Raises:
+            ConfigError: windows of the length that the base reads cannot share so many tokens.
+        """
         encoder = load_encoder(base, device, section.precision)
         length = min(section.length, encoder.limit)
+        _refuse_wide_overlap(encoder, section, length)
         fresh = fresh_head(encoder.dimensions, len(labels), section.seed)
         threshold = section.threshold if has_label_lists(train) else None
         model = cls(encoder, fresh, labels, length, section.window_overlap, threshold)
@@ -269,3 +275,14 @@ class TextClassifier(Model):
                     self._pool([examples.content.tokens[row] for row in rows]).float().cpu().numpy()
                 )
         return features
+
+
+def _refuse_wide_overlap(encoder: Encoder, section: Finetune, length: int) -> None:
+    """Return when windows of `length` tokens move on; the recipe was checked without knowing what its base reads."""
+    most = length - int(encoder.tokenizer.num_special_tokens_to_add())
+    if section.window_overlap >= max(most, 1):
+        raise ConfigError(
+            f"finetune.window_overlap is {section.window_overlap}, but windows hold {most} tokens of a text: the base "
+            f"reads {encoder.limit} at most, max_length is {section.length}, and special tokens take the rest. Set "
+            f"window_overlap below {most}, or to 0."
+        )
