@@ -28,6 +28,10 @@ UNLABELLED = -1
 """The label in a split table of a target's row that has none."""
 ORIGINAL = "original"
 """What `check` calls the examples of the original benchmarks."""
+UNSHARDED = ("l2_sp", "ewc", "distill", "unfreeze_every", "lora")
+"""Fields of `finetune` that want whole weights on each device."""
+CONTRASTIVE = "sentence-embedding"
+"""The task whose losses look across the rows of a batch."""
 LABELLED = ("text-classification", "image-classification")
 """Tasks whose rows always have labels; those of a sentence embedding may."""
 
@@ -779,9 +783,47 @@ def _finetune_problems(recipe: Recipe) -> list[str]:
         problems.append(
             "finetune.replay_share and finetune.ewc need data.replay, rows of the original domain"
         )
+    problems += _combination_problems(section, task)
     if recipe.data.replay and recipe.data.replay.may_lack_labels:
         problems += _unlabelled_replay_problems(recipe)
     return problems
+
+
+def _combination_problems(section: Finetune, task: str) -> list[str]:
+    problems = []
+    if section.method == "lora":
+        problems += [
+            f"finetune.{name}: `method: lora` leaves the base's weights where they are, so that a pull back to them does "
+            "nothing: set it to 0, or choose another method"
+            for name in ("l2_sp", "ewc")
+            if getattr(section, name)
+        ]
+    if section.ewc and task == CONTRASTIVE:
+        problems.append(
+            f"finetune.ewc: the loss of {task} looks across rows, and a row alone has none: set it to 0"
+        )
+    if section.method != "probe":
+        problems += [f"finetune.devices: {one}" for one in devices_problems(section, task == CONTRASTIVE)]
+    return problems
+
+
+def devices_problems(section: Finetune, whole_batches: bool) -> list[str]:
+    """Say what several devices cannot do together; with `whole_batches` a loss looks across the rows of a batch."""
+    if section.devices == 1:
+        return []
+    problems = []
+    if whole_batches:
+        problems.append(
+            "a contrastive loss compares all rows of a batch with each other, and on several devices it would see "
+            "other pairs than on one: set devices: 1"
+        )
+    if section.sharding == "shard":
+        problems += [_unsharded(name) for name in UNSHARDED if getattr(section, name)]
+    return problems
+
+
+def _unsharded(name: str) -> str:
+    return f"{name} wants whole weights on each device: set sharding: replicate, or leave {name} out"
 
 
 def _rate_problems(section: Finetune, usual: float, task: str) -> list[str]:
@@ -832,6 +874,13 @@ def _tune_problems(recipe: Recipe) -> list[str]:
         problems.append("tune.replay_share needs data.replay, rows of the original domain")
     if "lora" in section.methods and finetune.ewc:  # of `l2_sp` each trial has its own
         problems.append("tune.methods: lora does not go with finetune.ewc: set it to 0")
+    if finetune.devices > 1 and finetune.sharding == "shard":
+        tried = {
+            "l2_sp": any(section.l2_sp),
+            "distill": any(section.distill),
+            "lora": "lora" in section.methods,
+        }
+        problems += [f"tune: {_unsharded(name)}" for name, some in tried.items() if some]
     return problems
 
 

@@ -1,5 +1,6 @@
 """A recipe: typos, wrong types and contradictions are all told at once, with their place."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,63 @@ def test_replayed_rows_may_lack_labels_where_they_are_distilled(tmp_path: Path) 
     chat["data"]["replay"] = {"file": "train.jsonl", "format": "jsonl", "may_lack_labels": True}
     with pytest.raises(ConfigError, match=r"causal-lm without data\.labels has no labels to do without"):
         load_recipe(write(tmp_path, chat))
+
+
+LORA = {"method": "lora", "lora": {"rank": 4, "alpha": 8.0}, "learning_rate": 1e-4}
+SHARDED = {"devices": 2, "sharding": "shard"}
+REPLAYED = {"replay": {"file": "editorial.tsv", "format": "tsv"}}
+EMBEDDING = {"loss": "supervised-contrastive", "class_weights": "none"}
+
+
+@pytest.mark.parametrize(
+    ("task", "finetune", "refused"),
+    [
+        ("text-classification", {**LORA, "l2_sp": 0.1}, [r"finetune\.l2_sp: `method: lora`"]),
+        ("text-classification", {**LORA, "ewc": 1.0}, [r"finetune\.ewc: `method: lora`"]),
+        ("text-classification", {**LORA, "distill": 1.0, "replay_share": 0.1, "unfreeze_every": 9}, []),
+        ("text-classification", {"l2_sp": 0.1, "ewc": 1.0, "distill": 1.0, "devices": 2}, []),
+        ("text-classification", {**LORA, **SHARDED}, ["finetune.devices: lora wants whole weights"]),
+        (
+            "text-classification",
+            {**SHARDED, "l2_sp": 0.1, "ewc": 1.0, "distill": 1.0, "unfreeze_every": 9},
+            [f"finetune.devices: {name} wants" for name in ("l2_sp", "ewc", "distill", "unfreeze_every")],
+        ),
+        ("text-classification", {**SHARDED, "replay_share": 0.1, "average_last": 0.5}, []),
+        ("text-classification", {**SHARDED, "method": "probe", "l2_sp": 0.1}, []),
+        ("sentence-embedding", {**EMBEDDING, "ewc": 1.0}, ["finetune.ewc: the loss of sentence-embedding"]),
+        ("sentence-embedding", {**EMBEDDING, "devices": 2}, ["finetune.devices: a contrastive loss"]),
+        ("sentence-embedding", {**EMBEDDING, "l2_sp": 0.1, "distill": 1.0, "replay_share": 0.1}, []),
+    ],
+)
+def test_what_does_not_combine_is_refused_when_the_recipe_is_read(
+    tmp_path: Path, task: str, finetune: dict[str, Any], refused: list[str]
+) -> None:
+    given = {"method": "full", "learning_rate": 1e-5, **finetune}
+    document = {**changed(finetune=given, data=REPLAYED), "task": task}
+    path = write(tmp_path, without(document, "tune"))
+    if not refused:
+        assert load_recipe(path).finetune.devices == given.get("devices", 1)
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert len(caught.value.problems) == 1
+    assert all(re.search(one, caught.value.problems[0]) for one in refused), caught.value.problems
+    assert caught.value.problems[0].count(";") == len(refused) - 1
+
+
+@pytest.mark.parametrize(
+    ("tune", "name"),
+    [({"l2_sp": [0.0, 0.1]}, "l2_sp"), ({"distill": [1.0]}, "distill"), ({"methods": ["lora"]}, "lora")],
+)
+def test_a_search_on_several_devices_tries_nothing_that_cannot_be_sharded(
+    tmp_path: Path, tune: dict[str, Any], name: str
+) -> None:
+    document = changed(finetune={"method": "full", **SHARDED})
+    document["tune"] = {"trials": 2, "seed": 1, **tune}
+    with pytest.raises(ConfigError, match=f"tune: {name} wants whole weights"):
+        load_recipe(write(tmp_path, document))
+    document["finetune"]["sharding"] = "replicate"
+    assert load_recipe(write(tmp_path, document)).tune
 
 
 def test_a_gain_by_class_needs_classes(tmp_path: Path) -> None:

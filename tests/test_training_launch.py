@@ -160,11 +160,11 @@ def test_no_process_outlives_the_stage(paths: Paths) -> None:
 
 
 def test_an_error_in_a_process_is_the_stages_own(paths: Paths) -> None:
-    change(paths, ORDINARY + "  devices: 2\n  sharding: shard\n  l2_sp: 0.1\n")
+    change(paths, ORDINARY + "  devices: 2\n  sharding: shard\n  freeze_layers: 9\n")
     process = start(paths)
     said = process.communicate(timeout=90)[0]
     assert process.returncode == 1, said
-    assert "finetune: finetune.devices: 2 does not fit the rest:\n  - l2_sp wants whole weights" in said
+    assert "finetune: finetune.freeze_layers is 9, but the model has 3 layers" in said
     assert "Traceback" not in said
 
 

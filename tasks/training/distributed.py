@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 
 from tasks.errors import ConfigError
 from tasks.families.interface import Examples, Model
-from tasks.recipe import Finetune
+from tasks.recipe import Finetune, devices_problems
 
 T = TypeVar("T")
 Pass = tuple[Examples, NDArray[np.int64]]
@@ -41,30 +41,11 @@ def find_team(model: Model, section: Finetune) -> Team:
     Raises:
         ConfigError: the recipe asks for what several devices cannot do together; every reason at once.
     """
-    if problems := _problems(model, section):
+    if problems := devices_problems(section, model.whole_batches):
         raise ConfigError(f"finetune.devices: {section.devices} does not fit the rest:", problems)
     if not is_rank():
         return Team()
     return Shards() if section.sharding == "shard" else Replicas()
-
-
-def _problems(model: Model, section: Finetune) -> list[str]:
-    if section.devices == 1:
-        return []
-    problems = []
-    if model.whole_batches:
-        problems.append(
-            "a contrastive loss compares all rows of a batch with each other, and on several devices it would see "
-            "other pairs than on one: set devices: 1"
-        )
-    if section.sharding == "shard":
-        whole = ("l2_sp", "ewc", "distill", "unfreeze_every", "lora")
-        problems += [
-            f"{name} wants whole weights on each device: set sharding: replicate, or leave {name} out"
-            for name in whole
-            if getattr(section, name)
-        ]
-    return problems
 
 
 class Team:
