@@ -249,16 +249,28 @@ def test_labels_back_the_accuracy_to_expect_on_a_target_and_without_them_it_only
     unlabelled = [(text, UNLABELLED) for text, _ in turned]
     few = [row if place % 10 == 0 else (row[0], UNLABELLED) for place, row in enumerate(turned)]
     five = [row if place % 80 == 0 else (row[0], UNLABELLED) for place, row in enumerate(turned)]
-    report = run(tmp_path, ordinary(none=unlabelled, few=few, five=five), max_rows=120)
+    report = run(tmp_path, ordinary(none=unlabelled, few=few, five=five), max_rows=240)
     found = {name: measures(report)[f"expected_accuracy_{name}"] for name in ("none", "few", "five")}
     assert [found[name].backed_by for name in found] == [0, 40, 0]
-    assert report.sampled_rows["few"] == 120
+    assert report.sampled_rows["few"] == 240
     assert value(report, "expected_accuracy_none") > 0.8, "that its labels are turned round is not to be seen"
     assert "estimated without labels" in found["five"].meaning
     few_interval = found["few"].interval
     assert few_interval is not None
     assert few_interval[1] < 0.3
     assert {measure.confidence for measure in found.values()} == {0.9}
+
+
+def test_of_few_training_rows_it_is_not_known_what_a_shift_costs_unless_rows_are_labelled(
+    tmp_path: Path,
+) -> None:
+    there = reviews(60, 5000)
+    report = run(tmp_path, ordinary(told=there, none=[(text, UNLABELLED) for text, _ in there]), max_rows=100)
+    none, told = (measures(report)[f"expected_accuracy_{name}"] for name in ("none", "told"))
+    assert none.value is None
+    assert "what a shift costs them is not known" in none.meaning
+    assert told.backed_by == 60
+    assert "Without labels" not in told.meaning
 
 
 def test_other_shares_of_labels_are_a_label_shift_and_what_is_far_is_shown(tmp_path: Path) -> None:

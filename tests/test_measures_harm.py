@@ -48,6 +48,16 @@ def test_without_a_shift_the_accuracy_is_that_at_home(home: harm.Home) -> None:
         assert found.at_home == pytest.approx(actual, abs=0.05)
 
 
+def test_the_order_of_the_rows_of_a_large_target_does_not_matter(home: harm.Home) -> None:
+    vectors, label = drawn(2 * harm.TRANSPORT_ROWS, 5)
+    order = np.argsort(label, kind="stable")
+    as_drawn, by_label = (
+        harm.expected_accuracy(home, rows, names(len(rows))) for rows in (vectors, vectors[order])
+    )
+    assert by_label.accuracy == pytest.approx(as_drawn.accuracy, abs=0.02)
+    assert by_label.transport == pytest.approx(as_drawn.transport, abs=0.03)
+
+
 def test_the_more_a_shift_harms_the_less_is_expected(home: harm.Home) -> None:
     expected, actual = [], []
     for distance in (2.5, 1.8, 1.2, 0.6):

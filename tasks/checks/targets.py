@@ -78,22 +78,31 @@ def expected_accuracy(train: Sample, target: Sample, home: harm.Home | None) -> 
     )
     known = target.labels != UNLABELLED
     if not enough_labelled([group for group, use in zip(target.groups, known, strict=True) if use]):
-        return measure
+        return measure if home.region_loss is not None else inconclusive(name, NO_REGION, remedy)
     right = home.outcome.classes[scores.argmax(axis=1)] == target.labels
-    return _backed(measure, target, known, rectified_accuracy(found.confidence, known, right, target.groups))
+    backed = rectified_accuracy(found.confidence, known, right, target.groups)
+    return _backed(measure, target, known, backed, alone=home.region_loss is not None)
 
 
-def _backed(measure: Measure, target: Sample, known: NDArray[np.bool_], found: Rectified) -> Measure:
-    """Return the measure with its estimate put right by labelled rows."""
+NO_REGION = (
+    "Inconclusive: the training rows fall into no parts that are large enough for one to be held out (at least "
+    f"{harm.FEWEST_IN_REGION} rows, and {harm.FEWEST_OUTSIDE} beside them): what a shift costs them is not known."
+)
+
+
+def _backed(
+    measure: Measure, target: Sample, known: NDArray[np.bool_], found: Rectified, *, alone: bool
+) -> Measure:
+    """Return the measure with its estimate put right by labelled rows; `alone`: without them there would be one."""
     low, high = measure.interval or (0.0, 1.0)
+    without = f" Without labels {measure.value:.2f} was to be expected ({low:.2f} to {high:.2f})."
     return measure.model_copy(
         update={
             "value": round(found.accuracy, 4),
             "interval": rounded(found.interval),
             "backed_by": int(known.sum()),
             "meaning": f"Accuracy of a probe on the base model on {target.name}, from {known.sum()} labelled of "
-            f"{len(known)} rows, which are worth {found.effective_rows:.0f} independent ones. Without labels "
-            f"{measure.value:.2f} was to be expected ({low:.2f} to {high:.2f}).",
+            f"{len(known)} rows, which are worth {found.effective_rows:.0f} independent ones.{without if alone else ''}",
         }
     )
 

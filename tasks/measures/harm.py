@@ -59,6 +59,7 @@ class Home:
     """Share of the third that is left on which the two say the same; 1 where there are no pairs."""
     region_loss: float | None
     """Mean accuracy lost on a cluster that was held out; None: no cluster is large enough."""
+    seed: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -104,7 +105,7 @@ def study(
     heat = temperature(outcome.scores, column)
     transported = transported_accuracy(tempered(outcome.scores, heat)[some], _shares(column, classes))
     pairs = [pair for pair, _ in found]
-    return Home(outcome, column, heat, groups, pairs, transported, agreement, region_loss)
+    return Home(outcome, column, heat, groups, pairs, transported, agreement, region_loss, seed)
 
 
 def expected_accuracy(home: Home, vectors: Vectors, groups: Sequence[str]) -> Expected:
@@ -117,7 +118,7 @@ def expected_accuracy(home: Home, vectors: Vectors, groups: Sequence[str]) -> Ex
     probabilities = tempered(scores, home.temperature)
     shares = _shares(home.column, scores.shape[1])
     agreement = _agreement(home, vectors)
-    transport = home.transported - transported_accuracy(probabilities[:TRANSPORT_ROWS], shares)
+    transport = home.transported - transported_accuracy(_some(probabilities, home.seed), shares)
     disagreement = home.agreement - float(agreement.mean())
     region_loss = home.region_loss or 0.0
     value = home.accuracy - harmonic_mean(transport, region_loss) - DISAGREEMENT_WEIGHT * disagreement
@@ -133,6 +134,13 @@ def expected_accuracy(home: Home, vectors: Vectors, groups: Sequence[str]) -> Ex
     interval = max(0.0, value - half), min(1.0, value + half)
     confidence = probabilities.max(axis=1)
     return Expected(value, interval, home.accuracy, transport, disagreement, region_loss, confidence)
+
+
+def _some(probabilities: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Return at most as many rows as are transported; of more, some by chance, since files may be sorted by label."""
+    if len(probabilities) <= TRANSPORT_ROWS:
+        return probabilities
+    return probabilities[np.random.default_rng(seed).permutation(len(probabilities))[:TRANSPORT_ROWS]]
 
 
 def transported_accuracy(probabilities: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
