@@ -249,10 +249,10 @@ def test_labels_back_the_accuracy_to_expect_on_a_target_and_without_them_it_only
     unlabelled = [(text, UNLABELLED) for text, _ in turned]
     few = [row if place % 10 == 0 else (row[0], UNLABELLED) for place, row in enumerate(turned)]
     five = [row if place % 80 == 0 else (row[0], UNLABELLED) for place, row in enumerate(turned)]
-    report = run(tmp_path, ordinary(none=unlabelled, few=few, five=five), max_rows=240)
+    report = run(tmp_path, ordinary(train=reviews(300), none=unlabelled, few=few, five=five), max_rows=300)
     found = {name: measures(report)[f"expected_accuracy_{name}"] for name in ("none", "few", "five")}
     assert [found[name].backed_by for name in found] == [0, 40, 0]
-    assert report.sampled_rows["few"] == 240
+    assert report.sampled_rows["few"] == 300
     assert value(report, "expected_accuracy_none") > 0.8, "that its labels are turned round is not to be seen"
     assert "estimated without labels" in found["five"].meaning
     few_interval = found["few"].interval
