@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SHARED = 0.05
+"""Share of the conversations from which on a system message is an instruction that says nothing of its row."""
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -59,7 +63,8 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
     not finite.
     """
     schema, tables = read_splits(paths)
-    tables = {name: _spoken(table) for name, table in tables.items()}
+    own = _own_instructions(tables.values())
+    tables = {name: _spoken(table, own) for name, table in tables.items()}
     _must_be_usable(tables, len(schema.labels))
     log.info("Looking for copies and leaks in %d rows", sum(map(len, tables.values())))
     measures = list(_of_rows(section, schema, tables, paths))
@@ -89,15 +94,30 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
         )
 
 
-def _spoken(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table whose text is what its rows say: of conversations the turns alone.
+def _own_instructions(tables: Iterable[pd.DataFrame]) -> set[str]:
+    """Return the system messages that fewer than one row in twenty has: they are what a row is about, as a mail is."""
+    conversations = [json.loads(talk) for table in tables for talk in _conversations(table)]
+    heard = Counter(
+        turn["content"] for messages in conversations for turn in messages if turn["role"] == "system"
+    )
+    return {content for content, rows in heard.items() if rows < SHARED * len(conversations)}
 
-    Roles and a system message that all rows share would make unlike conversations alike.
+
+def _conversations(table: pd.DataFrame) -> list[str]:
+    return [talk for talk in table["messages"] if isinstance(talk, str)] if "messages" in table else []
+
+
+def _spoken(table: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
+    """Return a table whose text is what its rows say: of conversations the turns, and `own` system messages.
+
+    Roles and a system message that many rows share would make unlike conversations alike.
     """
     texts: list[str] = table["text"].fillna("").tolist()
     if "messages" in table:
         rows = zip(table["messages"], texts, strict=True)
-        texts = ["\n".join(said(json.loads(talk))) if isinstance(talk, str) else text for talk, text in rows]
+        texts = [
+            "\n".join(said(json.loads(talk), own)) if isinstance(talk, str) else text for talk, text in rows
+        ]
     return table.assign(text=texts)
 
 

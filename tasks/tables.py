@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,20 @@ def transcript(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
-def said(messages: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return what users and the assistant say, turn by turn; a system message is an instruction that many rows share."""
-    return [message["content"] for message in messages if message["role"] != "system"]
+def roles_alternate(roles: Sequence[str]) -> bool:
+    """Say whether neither user nor assistant speaks twice running, and only the first message may be a system's.
+
+    What a tool answers stands between two turns of the assistant.
+    """
+    repeated = any(one == two and one in ("user", "assistant") for one, two in itertools.pairwise(roles))
+    return "system" not in roles[1:] and not repeated
+
+
+def said(messages: Sequence[Mapping[str, str]], own: Collection[str] = ()) -> list[str]:
+    """Return what users and the assistant say, turn by turn, and those system messages that are a row's `own`."""
+    return [
+        message["content"] for message in messages if message["role"] != "system" or message["content"] in own
+    ]
 
 
 def _labelled(

@@ -147,6 +147,25 @@ def test_a_pair_turned_round_is_a_copy_a_leak_and_a_contradiction(
     assert value(found, "half_leaked_validation_share") == 0
 
 
+def test_a_swap_is_found_in_another_case_and_texts_that_are_divided_otherwise_are_not_the_same(
+    measured: Callable[..., dict[str, Measure]],
+) -> None:
+    more = {"text": ["Banana is sweet", "apple pie recipe", "good", "good morning"]}
+    more |= {"positive": ["apple pie recipe", "BANANA is sweet", "morning sir", "sir"]}
+    train = pd.concat([pd.DataFrame({"text": texts(60), "positive": texts(60, 1000)}), pd.DataFrame(more)])
+    found = measured("sentence-embedding", three(train.reset_index(drop=True), train.iloc[:0]), Stand())
+    assert value(found, "exact_duplicate_share") == pytest.approx(1 / 64)
+
+
+def test_triplets_that_differ_in_what_is_set_against_them_are_no_copies(
+    measured: Callable[..., dict[str, Measure]],
+) -> None:
+    pairs = {"text": [*texts(60), *["What is it?"] * 3], "positive": [*texts(60, 1000), *["A phone."] * 3]}
+    train = pd.DataFrame({**pairs, "negative": [*texts(60, 2000), "A book.", "A film.", "a film"]})
+    found = measured("sentence-embedding", three(train, train.iloc[:0]), Stand())
+    assert value(found, "exact_duplicate_share") == pytest.approx(1 / 63)
+
+
 def test_a_pair_of_which_one_side_is_known_is_half_leaked(
     measured: Callable[..., dict[str, Measure]],
 ) -> None:
@@ -199,6 +218,25 @@ def talks(replies: Sequence[str], start: int = 0) -> pd.DataFrame:
             "messages": [json.dumps(row) for row in rows],
         }
     )
+
+
+def test_a_system_message_that_is_a_rows_own_tells_it_from_others_and_a_shared_one_does_not(
+    measured: Callable[..., dict[str, Measure]],
+) -> None:
+    def answered(system: str) -> dict[str, str]:
+        said = [("system", system), ("user", "Sum it up."), ("assistant", "Noted.")]
+        turns = [{"role": role, "content": content} for role, content in said]
+        return {"text": system, "messages": json.dumps(turns)}
+
+    own, shared = ([answered(mail) for mail in mails] for mails in (texts(60), ["You sum up."] * 60))
+    for rows, copies in ((own, 0), (shared, 59 / 60)):
+        tables = {
+            "train": pd.DataFrame(rows),
+            "validation": talks(texts(20, 9000)),
+            "test": talks(texts(20, 7000)),
+        }
+        found = measured("causal-lm", tables, Likely())
+        assert value(found, "exact_duplicate_share") == pytest.approx(copies)
 
 
 def test_the_bases_perplexity_names_what_it_does_not_know(

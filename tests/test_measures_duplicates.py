@@ -29,6 +29,12 @@ def test_exact_copies_differ_in_case_spacing_and_unicode_form_only() -> None:
     assert len(set(exact_clusters(["ok 😀", "ok 😡", "?!", "...", "", "C++", "C"]).tolist())) == 7
 
 
+def test_what_makes_another_number_makes_another_text() -> None:
+    texts = ["moved -5% today", "moved 5% today", "What is 6-2?", "what is 6/2", "what is 6 2"]
+    assert exact_clusters(texts).tolist() == [0, 1, 2, 3, 4]
+    assert exact_clusters(["covid-19, again", "Covid 19 again!", "$5.", "$5"]).tolist() == [0, 0, 2, 2]
+
+
 def test_planted_near_copies_are_found_with_high_recall_and_precision() -> None:
     originals = distinct_texts(400, seed=1)
     texts = originals + [edited(text, number) for number, text in enumerate(originals[:100])]

@@ -162,12 +162,25 @@ def test_all_images_that_cannot_be_decoded_are_named() -> None:
         struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
         for body in (b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0), b"IDAT", b"IEND")
     )
-    contents = [PLAIN[0], whole[: len(whole) // 2], b"", b"no image", bomb]
+    printed, large = io.BytesIO(), io.BytesIO()
+    Image.new("LAB", (9, 9), (50, 1, 2)).save(printed, "TIFF")
+    Image.new("L", (10_000, 10_000)).save(large, "PNG")
+    contents = [
+        PLAIN[0],
+        whole[: len(whole) // 2],
+        b"",
+        b"no image",
+        bomb,
+        printed.getvalue(),
+        large.getvalue(),
+    ]
     with pytest.raises(DataError) as caught:
         near_image_clusters(contents)
     message = str(caught.value)
     assert "Some images cannot be compared; replace or remove them:" in message
-    assert [number for number in range(5) if f"row {number}: An image of" in message] == [1, 2, 3, 4]
+    assert [number for number in range(7) if f"row {number}: An image of" in message] == [1, 2, 3, 4, 5, 6]
+    assert "its colours are LAB" in message
+    assert message.count("decompression bomb") == 2
     assert "decompression bomb" in message
     assert "BytesIO" not in message
 

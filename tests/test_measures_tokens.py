@@ -130,8 +130,10 @@ def test_plain_text_ends_with_the_end_token_and_all_of_it_carries_loss(tokenizer
 def test_roles_out_of_order_are_seen(tokenizer: Any) -> None:
     system = {"role": "system", "content": "hello"}
     late, twice, cut = [*TWICE, system], [HELLO[0], *HELLO], TWICE[:3]
-    found = audit(chats(HELLO, [system, *TWICE], late, twice, cut), tokenizer, "causal-lm", 64)
-    assert found.in_order.tolist() == [True, True, False, False, False]
+    tool = [*HELLO, {"role": "tool", "content": "3 phones"}, HELLO[-1]]
+    rows = chats(HELLO, [system, *TWICE], tool, late, twice, cut, tool[:-1])
+    found = audit(rows, tokenizer, "causal-lm", 64)
+    assert found.in_order.tolist() == [True, True, True, False, False, False, False]
     assert audit(pd.DataFrame({"text": ["good"]}), tokenizer, "causal-lm", 64).in_order.all()
 
 

@@ -20,6 +20,9 @@ from tasks.tables import label_codes, label_places
 if TYPE_CHECKING:
     import pandas as pd
 
+SIDES = " ↔ "
+"""Between the sides of a pair; a symbol, which normalising leaves as it is."""
+
 
 def undecodable(name: str, table: pd.DataFrame) -> list[str]:
     """Return what is wrong with each image of a table that cannot be decoded; nothing for texts."""
@@ -77,10 +80,16 @@ def _forms(table: pd.DataFrame) -> list[str]:
     if "image" in table:
         return [images.image_normal_form(content) for content in table["image"]]
     if "positive" in table:
-        # In either order a pair is the same pair.
-        sides = zip(table["text"], table["positive"], strict=True)
-        return ["\n".join(sorted(pair)) for pair in sides]
+        # In either order a pair is the same pair; what a triplet sets against it is part of the row.
+        others = table["negative"] if "negative" in table else [None] * len(table)
+        rows = zip(table["text"], table["positive"], others, strict=True)
+        return [_pair(text, positive, other) for text, positive, other in rows]
     return table["text"].tolist()
+
+
+def _pair(text: str, positive: str, other: str | None) -> str:
+    sides = sorted(map(duplicates.normalise, (text, positive)))
+    return SIDES.join([*sides, duplicates.normalise(other)] if isinstance(other, str) else sides)
 
 
 def redundant(clusters: NDArray[np.int64]) -> float:

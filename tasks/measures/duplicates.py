@@ -19,6 +19,8 @@ from tasks.measures.minhash import Keys, ShingleSets, alike, band_keys, bands, s
 from tasks.progress_lines import ProgressLines
 
 CLUSTER_MEMBERS_COMPARED = 20
+OF_NUMBERS = "-/*.,:"
+"""Before a digit, and not after a letter, these are part of what a text says."""
 _SPACE = re.compile(r"\s+")
 _SIGN = re.compile(r"[^\w\s]")
 
@@ -29,7 +31,8 @@ def normalise(text: str) -> str:
     """Return `text` in the form in which two equal texts are equal: NFKC, casefolded, words and symbols only.
 
     Punctuation counts as a space (banking77 leaks 25 test rows, 18 of them by punctuation alone); symbols such as
-    emoji, + and € stay. A text of nothing but punctuation stays as it is.
+    emoji, + and € stay, and so does what makes another number of a number: -5, 6/2, 3.5. A text of nothing but
+    punctuation stays as it is.
     """
     form = unicodedata.normalize("NFKC", text).casefold()
     words = _SPACE.sub(" ", _SIGN.sub(_space_for_punctuation, form)).strip()
@@ -37,6 +40,10 @@ def normalise(text: str) -> str:
 
 
 def _space_for_punctuation(sign: re.Match[str]) -> str:
+    before = sign.string[sign.start() - 1] if sign.start() else " "
+    after = sign.string[sign.end() : sign.end() + 1]
+    if sign.group() in OF_NUMBERS and after.isdigit() and not before.isalpha():
+        return sign.group()
     return " " if unicodedata.category(sign.group()).startswith("P") else sign.group()
 
 

@@ -16,8 +16,10 @@ import base64
 import hashlib
 import io
 import struct
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -226,15 +228,27 @@ def _hashes(thumbnails: NDArray[np.float32]) -> NDArray[np.uint64]:
     return np.packbits(coefficients > middle, axis=1).view(np.uint64)[:, 0]
 
 
+@contextmanager
+def bombs_are_errors() -> Iterator[None]:
+    """Have Pillow refuse every image that it would otherwise only warn of."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def _decoded(content: bytes) -> Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with bombs_are_errors(), Image.open(io.BytesIO(content)) as opened:
             image = ImageOps.exif_transpose(opened)
             image.load()
             if not image.width or not image.height:
                 raise ValueError(f"it has {image.width} × {image.height} pixels")
+            if image.mode == "LAB":
+                raise ValueError("its colours are LAB; make RGB of them")
             return image
     except UnidentifiedImageError:
         raise DataError(
@@ -246,6 +260,7 @@ def _decoded(content: bytes) -> Image:
         SyntaxError,
         struct.error,
         Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
     ) as error:
         raise DataError(f"An image of {len(content)} bytes cannot be decoded: {error}") from None
 

@@ -5,7 +5,6 @@ A set whose tokens carry no loss trains without a word and teaches nothing; so d
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tasks.tables import said
+from tasks.tables import roles_alternate, said
 
 UNSUPERVISED = -100
 SHOWN_TOKENS = 400
@@ -149,10 +148,8 @@ def _plain_tokens(
 def _in_order(messages: list[dict[str, str]] | None) -> bool:
     if messages is None:
         return True
-    spoken = [turn["role"] for turn in messages if turn["role"] in ("user", "assistant")]
-    late = any(turn["role"] == "system" for turn in messages[1:])
-    repeated = any(one == other for one, other in itertools.pairwise(spoken))
-    return spoken[-1:] == ["assistant"] and not late and not repeated
+    roles = [turn["role"] for turn in messages]
+    return roles[-1:] == ["assistant"] and roles_alternate(roles)
 
 
 def _unknown(tokenizer: Any) -> int | None:

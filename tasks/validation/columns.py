@@ -7,12 +7,9 @@ judged, counted and shown like everything else.
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import struct
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import DataError
+from tasks.measures.images import bombs_are_errors
 from tasks.paths import Paths
 from tasks.recipe import UNLABELLED
 from tasks.reports import SplitSchema
 from tasks.splits import COLUMNS, split_files
+from tasks.tables import roles_alternate
 from tasks.validation.rules import UNKNOWN, has
 
 ROWS_A_BATCH = 50_000
@@ -173,10 +172,9 @@ def of_conversations(column: pd.Series) -> dict[str, list[Any]]:
     for text in column:
         messages = json.loads(text)
         roles = [message["role"] for message in messages]
-        repeated = any(one == two and one in ("user", "assistant") for one, two in itertools.pairwise(roles))
         found["turns"].append(len(messages))
         found["known_roles"].append(set(roles) <= {"system", "user", "assistant", "tool"})
-        found["roles_alternate"].append("system" not in roles[1:] and not repeated)
+        found["roles_alternate"].append(roles_alternate(roles))
         found["ends_with_assistant"].append(bool(roles) and roles[-1] == "assistant")
         found["empty_turns"].append(sum(not message["content"].strip() for message in messages))
     return found
@@ -195,16 +193,6 @@ def _of_images(column: pd.Series) -> dict[str, pd.Series]:
     }
 
 
-@contextmanager
-def _bombs_are_errors() -> Iterator[None]:
-    """Have Pillow refuse every image that it would otherwise only warn of."""
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
 def _of_image(content: bytes | None) -> tuple[str | None, int, int, int, int, bool]:
     """Return what is wrong with an image (or None), width, height, channels, bits a channel, whether it is of one shade.
 
@@ -215,7 +203,7 @@ def _of_image(content: bytes | None) -> tuple[str | None, int, int, int, int, bo
     if not content:
         return "no content", 0, 0, 0, 0, False
     try:
-        with _bombs_are_errors(), Image.open(io.BytesIO(content)) as image:
+        with bombs_are_errors(), Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if not width or not height:
                 return f"it has {width} × {height} pixels", width, height, 0, 0, False
