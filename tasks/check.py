@@ -13,6 +13,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from tasks.checks import labels, pairs, reading, rows, surprise, targets, variety
 from tasks.checks.sample import Sample, enough, sampled, sampled_target, too_small
 from tasks.checks.variety import Reference
+from tasks.device import hold_device
 from tasks.embeddings import Encoder, embed, vectors_folder
 from tasks.errors import DataError
 from tasks.measures.harm import study
@@ -70,16 +72,17 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
     measures = list(_of_rows(section, schema, tables, paths))
     if "image" not in tables["train"]:
         tokenizer = _tokenizer(read_report(paths.base, Base), paths)
-        length = max_length or tokenizer.model_max_length
+        length = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
         measures += reading.reading(
             tables, target_names(schema), tokenizer, schema.task, length, section.seed
         )
     model = cache(lambda: _encoder(read_report(paths.base, Base), schema, paths))
     tables = {**tables, ORIGINAL: rows.original_examples(paths)}
-    embedded = _embedded(section, schema, paths, tables, model)
-    measures += _of_embeddings(section, schema, embedded)
-    if schema.task == "causal-lm":
-        measures += _of_likelihoods(section, schema, paths, tables, model)
+    with _device():
+        embedded = _embedded(section, schema, paths, tables, model)
+        measures += _of_embeddings(section, schema, embedded)
+        if schema.task == "causal-lm":
+            measures += _of_likelihoods(section, schema, paths, tables, model)
     samples = [embedded.train, *embedded.targets, embedded.original]
     report = CheckReport(
         splits=schema.fingerprint,
@@ -92,6 +95,12 @@ def check(section: Check, max_length: int | None, *, paths: Paths) -> None:
         log.info(
             "%-32s %s", measure.name, "inconclusive" if measure.value is None else f"{measure.value:.4g}"
         )
+
+
+def _device() -> AbstractContextManager[None]:
+    from tasks.models import pick_device
+
+    return hold_device(pick_device())
 
 
 def _own_instructions(tables: Iterable[pd.DataFrame]) -> set[str]:
@@ -270,7 +279,11 @@ def _encoder(base: Base, schema: SplitSchema, paths: Paths) -> Encoder:
 
 
 def _tokenizer(base: Base, paths: Paths) -> Any:
-    from tasks.models import load_tokenizer
+    """Return the base's tokenizer, which knows how much the base reads."""
+    from tasks.models import load_tokenizer, text_limit
     from tasks.sources import base_folder
 
-    return load_tokenizer(base_folder(base, paths.root))
+    folder = base_folder(base, paths.root)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.model_max_length = text_limit(folder, tokenizer)
+    return tokenizer

@@ -265,6 +265,15 @@ def load_encoder(folder: Path, device: str | None = None, precision: str = "fp32
     return Encoder(backbone.to(device).eval(), load_tokenizer(folder), device, precision, original, pooling)
 
 
+def text_limit(folder: Path, tokenizer: Any) -> int:
+    """Return the most tokens that the model of a folder reads, without loading it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
+    positions = getattr(config and config.get_text_config(), "max_position_embeddings", 1 << 30)
+    return int(min(positions, tokenizer.model_max_length))
+
+
 def pooling_of(folder: Path) -> Pooling:
     """Return how a model folder makes a sentence vector, as sentence-transformers writes it down; the mean by default.
 

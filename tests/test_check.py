@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tasks.gate import gate
 from tasks.paths import Paths
 from tasks.recipe import UNLABELLED, Bound, Check, Decide, Gate
 from tasks.reports import Base, CheckReport, FirstBase, Measure, ValidateReport, read_report, write_report
-from tests.architectures import word_tokenizer
+from tests.architectures import make_base, word_tokenizer
 from tests.gate_data import BAD, GOOD, Row, ordinary, reviews, write_splits
 
 ALWAYS = [
@@ -224,6 +225,17 @@ def test_what_an_encoder_gives_to_all_texts_alike_makes_none_alike(
     for name in ("vendi_score", "effective_diversity", "semantic_duplicate_share", "least_diverse_class"):
         assert value(leaning, name) == pytest.approx(value(plain, name), rel=1e-3), name
     assert value(plain, "semantic_duplicate_share") < 0.9
+
+
+def test_no_more_is_read_than_the_base_reads(tmp_path: Path) -> None:
+    from tasks.models import load_tokenizer, text_limit
+
+    folder = make_base("bert", tmp_path / "base")
+    tokenizer = load_tokenizer(folder)
+    positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    assert text_limit(folder, tokenizer) == min(positions, tokenizer.model_max_length) < 1 << 20
+    (folder / "config.json").unlink()
+    assert text_limit(folder, tokenizer) == tokenizer.model_max_length
 
 
 def test_another_domain_is_told_apart(tmp_path: Path) -> None:

@@ -60,8 +60,10 @@ def _read_of(rows: pd.DataFrame, found: tokens.Audit, length: int) -> list[Measu
         Measure(
             name="truncated_share",
             value=float(found.cut.mean()),
-            meaning=f"Share of {of} that are longer than the {length} tokens that are read of them.",
-            remedy="Raise finetune.max_length, or read long texts in windows (finetune.window_overlap).",
+            meaning=f"Share of {of} that are longer than the {length} tokens that are read at once: cut there, or "
+            "read in windows where finetune.window_overlap says so.",
+            remedy="Raise finetune.max_length, if the base reads more, or read long texts in windows "
+            "(finetune.window_overlap).",
             worst=_worst_rows(rows, found.tokens, found.cut, "tokens"),
         ),
         Measure(
