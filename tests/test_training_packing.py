@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,13 @@ import torch
 
 from tasks.families.causal_lm import CausalLM
 from tasks.families.interface import Model
-from tasks.training import packing
 from tasks.training.batches import micro_batches
 from tasks.training.loop import Trainer
-from tasks.training.packing import PACKED, Packing, find_packing, packed_attention_in
+from tasks.training.packing import PACKED, Packing, Rows, find_packing, packed_attention_in
 from tests.architectures import make_base, tiny_model
 from tests.short_training import short_trainer
 from tests.test_families import begun, rows
-from tests.tiny_lm import tiny_lm, tiny_tokenizer
+from tests.tiny_lm import tiny_lm
 
 ROWS = [[5, 9, 11, 20, 7], [8], [30, 31, 32], [40, 41, 42], [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]
 
@@ -94,6 +94,49 @@ def test_a_model_that_forgets_where_rows_end_is_padded(monkeypatch: pytest.Monke
     assert find_packing(backbone, "fp32", contextlib.nullcontext()) is None
 
 
+def test_half_precision_takes_flash_attention_with_rotated_positions_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rotating makes queries and keys float32 under autocast; the kernel wants all three in half precision."""
+    from tasks.training import packing
+
+    taken = []
+
+    def flash(
+        tokens: Sequence[torch.Tensor], rows: Rows, scaling: float | None, causal: bool
+    ) -> torch.Tensor:
+        taken.append([part.dtype for part in tokens])
+        groups = [part.split(rows.lengths) for part in tokens]
+        attended = [
+            torch.nn.functional.scaled_dot_product_attention(
+                *(part.transpose(0, 1)[None] for part in row),
+                is_causal=causal,
+                scale=scaling,
+                enable_gqa=True,
+            )
+            for row in zip(*groups, strict=True)
+        ]
+        return torch.cat([part[0].transpose(0, 1) for part in attended])
+
+    monkeypatch.setattr(packing, "FLASH_DEVICES", ("cpu",))
+    monkeypatch.setattr(packing, "_flash", flash)
+    found = find_packing(body("llama"), "bf16", torch.autocast("cpu", dtype=torch.bfloat16))
+    assert found == Packing(0)
+    assert taken
+    assert all(dtypes == [torch.bfloat16] * 3 for dtypes in taken)
+
+
+def test_a_model_whose_chunks_are_in_its_mask_alone_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows longer than a chunk would be read wrong, and the rows that are tried are short."""
+    from tasks.training import packing
+
+    sizes = {"attention_chunk_size": 32, "num_local_experts": 2, "head_dim": 8, "intermediate_size_mlp": 64}
+    model = tiny_lm("llama4_text", **sizes)
+    assert find_packing(model.model, "fp32", contextlib.nullcontext()) is None
+    monkeypatch.setattr(packing, "IN_THE_MASK_ALONE", ())
+    assert find_packing(model.model, "fp32", contextlib.nullcontext()) is not None, "trying does not see it"
+
+
 CASES = {"text-classification": "bert", "chat": "llama", "causal-lm": "llama", "pairs": "bert"}
 
 
@@ -121,23 +164,6 @@ def test_a_packed_step_is_the_padded_one(kind: str, bases: Path, tmp_path: Path)
     packed, quick = step(model, section, kind, tmp_path, packing)
     assert packed == pytest.approx(padded, abs=1e-5)
     assert torch.allclose(quick, slow, atol=1e-5)
-
-
-def test_rotary_positions_leave_packs_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under autocast they make fp32 of queries and keys, which a kernel of half precision would not take."""
-    seen: list[set[torch.dtype]] = []
-    attend = packing.scaled_dot_product_attention
-
-    def watched(*parts: torch.Tensor, **more: Any) -> torch.Tensor:
-        seen.append({part.dtype for part in parts})
-        return attend(*parts, **more)
-
-    monkeypatch.setattr(packing, "scaled_dot_product_attention", watched)
-    network = tiny_lm("llama")
-    network.config.use_cache = False
-    assert CausalLM(network, tiny_tokenizer(), "cpu", "bf16", max_length=32).find_packing()
-    assert {torch.bfloat16} in seen
-    assert {torch.float32, torch.bfloat16} not in seen
 
 
 def test_training_reads_rows_packed_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:

@@ -27,9 +27,14 @@ log = logging.getLogger(__name__)
 
 PACKED = "packed"
 """The name under which transformers knows this attention."""
+IN_THE_MASK_ALONE = ("attention_chunk_size",)
+"""Settings by which some models cut attention in their masks, which packs have none of; short rows would not show it."""
 ALTERS_ATTENTION = ("sliding_window", "softcap", "position_bias", "s_aux", "cache")
 """What some models hand to attention, and this attention does not know."""
 FLASH_TYPES = (torch.bfloat16, torch.float16)
+FLASH_DEVICES = ("cuda",)
+WIDEST_FLASH = 256
+"""Width of a head, a multiple of 8, up to which the kernel takes it."""
 ERROR = {"fp32": 1e-5, "bf16": 3e-2}
 """How far what is read packed may be from what is read padded, as a share of its norm."""
 LEAK = 1e-6
@@ -155,11 +160,11 @@ def packed_attention(
     if altered := [name for name in ALTERS_ATTENTION if more.get(name) is not None]:
         raise CannotPackError(f"its attention has {', '.join(altered)}")
     causal = bool(getattr(module, "is_causal", True))
-    if value.dtype in FLASH_TYPES:  # rotary positions, which are fp32 under autocast, have made fp32 of these
-        query, key = query.to(value.dtype), key.to(value.dtype)
     tokens = [part[0].transpose(0, 1) for part in (query, key, value)]
-    if query.is_cuda and query.dtype in FLASH_TYPES and not dropout:
-        return _flash(tokens, packed_rows, scaling, causal)[None], None
+    if not dropout and _takes_flash(query, value):
+        # Rotated positions are float32 under autocast, and make queries and keys so.
+        halves = [part.to(value.dtype) for part in tokens]
+        return _flash(halves, packed_rows, scaling, causal)[None], None
     runs = packed_rows.runs()
     sizes = [count * length for count, length in runs]
     parts = []
@@ -175,6 +180,13 @@ def packed_attention(
 
 AttentionInterface.register(PACKED, packed_attention)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def _takes_flash(query: Tensor, value: Tensor) -> bool:
+    """Say whether the kernel takes these heads; of the precision only what was not rotated tells."""
+    width = value.shape[-1]
+    fits = width == query.shape[-1] and width % 8 == 0 and width <= WIDEST_FLASH
+    return fits and value.device.type in FLASH_DEVICES and value.dtype in FLASH_TYPES
 
 
 def _flash(tokens: Sequence[Tensor], rows: Rows, scaling: float | None, causal: bool) -> Tensor:
@@ -199,10 +211,12 @@ def _moved(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _takes_attention(backbone: Any) -> bool:
-    """Say whether a model takes positions, and attention from outside, and has plain SDPA now."""
+    """Say whether a model takes positions, and attention from outside, has plain SDPA now, and needs no mask."""
     config = getattr(backbone, "config", None)
     dynamic = getattr(backbone, "_can_set_attn_implementation", lambda: False)
     if getattr(config, "_attn_implementation", None) != "sdpa" or not dynamic():
+        return False
+    if any(getattr(config, name, None) is not None for name in IN_THE_MASK_ALONE):
         return False
     return "position_ids" in inspect.signature(backbone.forward).parameters
 
