@@ -485,6 +485,26 @@ def test_what_s3_holds_otherwise_than_sent_is_no_release(
     assert list(registry.storage.list("blobs/")) == []
 
 
+def test_a_download_whose_every_retry_was_cut_off_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from boto3.exceptions import RetriesExceededError
+
+    from tasks.registry.s3 import S3Storage
+
+    def cut_off(*arguments: object, **more: object) -> None:
+        raise RetriesExceededError(ConnectionResetError("Connection reset by peer"))
+
+    monkeypatch.setattr(S3Storage, "_check", lambda self: None)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    storage = S3Storage("s3://bucket/prefix")
+    monkeypatch.setattr(storage.client, "download_file", cut_off)
+    with pytest.raises(
+        RegistryError, match=r"s3://bucket/prefix .* Connection reset by peer\. Remedy: try again"
+    ):
+        storage.get_file("key", tmp_path / "key")
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

@@ -124,6 +124,8 @@ class S3Storage:
             self._fail(error)
         except BotoCoreError as error:
             self._fail(error)
+        except boto3.exceptions.RetriesExceededError as error:
+            self._fail(error.last_exception)
 
     def delete_older(self, key: str, seconds: float) -> bool:
         """Remove a key that is older now. S3 cannot look and delete in one step: `publish` looks again afterwards."""

@@ -69,14 +69,14 @@ class Copies:
         """Bring the newest whole copy into `folder` if nothing there is as new; damaged ones are skipped with a warning.
 
         Raises:
-            StageError: the store cannot be read; to train from the start would lose what lies there.
+            StageError: store or disk fail; to train from the start would lose what lies there.
         """
         try:
             here = max(whole_steps(folder), default=-1)
             for step in sorted(self._steps(), reverse=True):
                 if step <= here or self._fetch(step, folder):
                     return
-        except RegistryError as error:
+        except (RegistryError, OSError) as error:
             raise StageError(f"{SETTING}: whether there is a checkpoint cannot be known. {error}") from error
 
     def remove(self) -> None:
@@ -105,26 +105,34 @@ class Copies:
         return [int(key[1].removeprefix("step-")) for key in keys if key[2:] == [MANIFEST]]
 
     def _fetch(self, step: int, folder: Path) -> bool:
+        """Bring a copy; a damaged one is said, and not brought."""
         folder.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=folder, prefix=".new."))
         try:
-            found = self.storage.read(self._key(folder_of(step), MANIFEST))
-            state = self._key(folder_of(step), STATE)
-            if found is None or self.storage.stat(state) is None:
-                raise ValueError("half of it is gone")
-            self.storage.get_file(state, aside / STATE)
-            if sha256_of(aside / STATE) != json.loads(found[0])["sha256"]:
-                raise ValueError("its content does not match its manifest")
-            write_text(aside / MANIFEST, found[0].decode())
+            if damage := self._download(folder_of(step), aside):
+                log.warning("skipping the damaged copy of %s (%s)", folder_of(step), damage)
+                return False
             shutil.rmtree(folder / folder_of(step), ignore_errors=True)
             aside.rename(folder / folder_of(step))
-        except (ValueError, KeyError) as error:
-            log.warning("skipping the damaged copy of %s (%s)", folder_of(step), error)
-            return False
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         log.info("the checkpoint of step %d was brought from %s", step, self.storage.place)
         return True
+
+    def _download(self, name: str, aside: Path) -> str | None:
+        """Copy a checkpoint and return what is wrong with it, or None; that the store fails is no damage."""
+        found = self.storage.read(self._key(name, MANIFEST))
+        if found is None or self.storage.stat(self._key(name, STATE)) is None:
+            return "a part of it is missing"
+        self.storage.get_file(self._key(name, STATE), aside / STATE)
+        try:
+            whole = sha256_of(aside / STATE) == json.loads(found[0])["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            return f"its manifest cannot be read: {type(error).__name__}: {error}"
+        if not whole:
+            return "its content does not match its manifest"
+        write_text(aside / MANIFEST, found[0].decode())
+        return None
 
     def _key(self, step: str, name: str) -> str:
         return f"{self.inputs}/{step}/{name}"
