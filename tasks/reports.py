@@ -219,10 +219,10 @@ class SuiteOutcome(Part):
     """Of the paired loss, over groups."""
     chance: float = 0.0
     """What guessing scores on these examples."""
-    p_guessing: float
-    """Of «the base does no better than guessing»: large where there is nothing that could be lost."""
-    independent: float
-    """How many independent examples these are worth: fewer where groups have several."""
+    p_guessing: float = 1.0
+    """Of «the base does no better than guessing»: large where nothing is there to be lost, or it was not asked."""
+    independent: float = 0.0
+    """How many independent examples these are worth: fewer where groups have several; 0: it was not asked."""
 
 
 class AlphaOutcome(Part):
@@ -368,8 +368,8 @@ class Pin(Report):
     """Version the alias pointed at; null when there is none."""
     champion_model: str | None
     """Fingerprint of its model."""
-    candidate_model: str
-    """Fingerprint of the model whose attempts these are."""
+    candidate_model: str = ""
+    """Fingerprint of the model whose attempts these are; empty in releases that were made before it was noted."""
     first_base: FirstBase
     ledger: Ledger | None = None
     """null before the first release."""

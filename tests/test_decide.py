@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tasks import reports
-from tasks.decide import decide
+from tasks.decide import _judge_by_error, decide
 from tasks.errors import StageError
 from tasks.paths import Paths
 from tasks.recipe import Decide, Register, Suite, load_recipe, recipe_path
@@ -343,6 +343,17 @@ def test_attempts_of_another_candidate_or_of_none_are_refused(case: Case) -> Non
     with pytest.raises(StageError) as caught:
         case.decide()
     assert caught.value.problems == ["pin.json has no retrieval, which the budget names"]
+
+
+def test_reports_of_releases_made_before_can_be_read_and_show_nothing_that_was_not_asked() -> None:
+    said = {"name": "a", "metric": "mrr", "examples": 400, "base": 0.6, "candidate": 0.6, "loss": 0.0}
+    outcome = reports.SuiteOutcome.model_validate(said | {"standard_error": 0.001})
+    first = {"source": "path:base", "fingerprint": "b" * 64}
+    pin = reports.Pin.model_validate(
+        {"registry_name": "case", "champion": None, "champion_model": None, "first_base": first}
+    )
+    assert pin.candidate_model == ""
+    assert _judge_by_error(outcome, 0.03, RULE, failed=False).verdict == "INCONCLUSIVE"
 
 
 def test_where_the_examples_would_do_it_says_that_the_loss_is_too_much(case: Case) -> None:
