@@ -89,7 +89,7 @@ class Encoder(Embedder):
         lengths = np.array([len(row) for row in tokens], dtype=np.int64)
         self.backbone.eval()
         with torch.inference_mode(), self.autocast():
-            for indices in length_batches(lengths, TOKENS_A_BATCH[self.device.partition(":")[0]]):
+            for indices in length_batches(lengths, self.at_once(TOKENS_A_BATCH)):
                 rows[indices] = self.pool([tokens[index] for index in indices]).float().cpu().numpy()
         return rows
 
@@ -202,7 +202,7 @@ class Encoder(Embedder):
         rows = np.zeros((len(tokens), original.config.num_labels), dtype=np.float32)
         lengths = np.array([len(row) for row in tokens], dtype=np.int64)
         with torch.inference_mode(), self.autocast():
-            for indices in length_batches(lengths, TOKENS_A_BATCH[self.device.partition(":")[0]]):
+            for indices in length_batches(lengths, self.at_once(TOKENS_A_BATCH)):
                 logits = original(**self.collate([tokens[index] for index in indices])).logits
                 rows[indices] = logits.float().cpu().numpy()
         return rows

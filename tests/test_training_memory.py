@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.errors import StageError
 from tasks.families.causal_lm import CausalLM
-from tasks.training import memory
+from tasks.training import loop, memory
 from tasks.training.memory import compile_blocks, recompute_blocks, restore_blocks
 from tasks.training.vocabulary_loss import BYTES_OF_LOGITS, summed_cross_entropy
 from tests.architectures import ARCHITECTURES, tiny_model
@@ -81,6 +81,71 @@ def test_a_single_row_that_does_not_fit_is_computed_twice_and_then_refused(
     ):
         one_step(trainer)
     assert trainer.progress.recompute
+
+
+def test_validation_that_does_not_fit_is_cut_smaller_and_measures_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = short_trainer(tmp_path, **PLAIN)
+    whole = trainer._validate()
+    sizes, losses = [], CausalLM._token_losses
+
+    def cramped(model: CausalLM, rows: Any) -> Any:
+        sizes.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(model, rows)
+
+    monkeypatch.setattr(CausalLM, "_token_losses", cramped)
+    found = trainer._validate()
+    assert sizes[0] > 3
+    assert max(sizes[-4:]) <= 3
+    assert np.allclose(found.losses, whole.losses, atol=1e-6)
+    assert trainer.model.less == trainer.model.encoder.less > 1
+
+
+def test_however_little_is_read_at_once_it_is_one_at_the_least(tmp_path: Path) -> None:
+    encoder = short_trainer(tmp_path, **PLAIN).model.encoder
+    assert encoder.at_once({"cpu": 64}) == 64
+    encoder.less = 16
+    assert encoder.at_once({"cpu": 64}) == 4
+    encoder.less = 1024
+    assert encoder.at_once({"cpu": 64}) == 1
+
+
+def test_validation_that_does_not_fit_at_all_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CausalLM, "_token_losses", full)
+    with pytest.raises(
+        StageError, match=r"epoch 1: memory does not suffice to measure the validation rows: low"
+    ):
+        short_trainer(tmp_path, **PLAIN).fit()
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "said"),
+    [
+        (torch.optim.AdamW, "step", "for the optimizer"),
+        (torch.nn.utils, "clip_grad_norm_", "for the gradients' norm"),
+        (loop.copy, "deepcopy", "for a copy of the best epoch's weights"),
+        (loop.Average, "take", "for the weights' average"),
+    ],
+    ids=["optimizer", "norm", "best", "average"],
+)
+def test_what_does_not_fit_beside_the_passes_of_a_step_says_what_to_lower(
+    owner: Any, call: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer = short_trainer(tmp_path, **PLAIN)
+    monkeypatch.setattr(owner, call, full)
+    with pytest.raises(StageError, match=f"memory does not suffice {said}.*: train fewer parameters"):
+        trainer.fit()
 
 
 def test_an_error_that_is_not_about_memory_is_not_tried_again(

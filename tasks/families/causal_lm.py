@@ -180,7 +180,7 @@ class CausalLM(Model):
         examples = self.examples(table)
         total = 0.0
         with self.inference():
-            for rows in length_batches(examples.lengths, TOKENS_A_BATCH[self.device.partition(":")[0]]):
+            for rows in length_batches(examples.lengths, self.at_once(TOKENS_A_BATCH)):
                 total += float(self.distillation(base, examples, rows))
         return total / float(examples.weights.sum())
 
@@ -199,7 +199,7 @@ class CausalLM(Model):
         """Return each row's negative log-likelihood, summed over its supervised tokens."""
         losses = np.zeros(len(examples))
         with self.inference():
-            for rows in length_batches(examples.lengths, TOKENS_A_BATCH[self.device.partition(":")[0]]):
+            for rows in length_batches(examples.lengths, self.at_once(TOKENS_A_BATCH)):
                 found, owner = self._token_losses([examples.content[row] for row in rows])
                 sums = torch.zeros(len(rows), dtype=torch.float64)
                 losses[rows] = sums.index_add(0, owner.cpu(), found.double().cpu()).numpy()

@@ -64,7 +64,7 @@ class ImageEncoder(Embedder):
         self.backbone.eval()
         parts = []
         with torch.inference_mode(), self.autocast():
-            for part in pixels.split(IMAGES_A_BATCH[self.device.partition(":")[0]]):
+            for part in pixels.split(self.at_once(IMAGES_A_BATCH)):
                 parts.append(self.features(part).float().cpu())
         return torch.cat(parts).numpy()
 

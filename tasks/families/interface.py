@@ -86,6 +86,8 @@ class Embedder(ABC):
     """The pretrained part, whose weights name the model where no head matters."""
     device: str
     precision: str
+    less: int = 1
+    """What is read at once without gradients is divided by this, where memory did not suffice for all of it."""
 
     @abstractmethod
     def encode(
@@ -105,6 +107,10 @@ class Embedder(ABC):
 
         Models of equal weights that differ in it answer differently.
         """
+
+    def at_once(self, usual: Mapping[str, int]) -> int:
+        """Return how much is read at once without gradients, of what is usual on each kind of device."""
+        return max(usual[self.device.partition(":")[0]] // self.less, 1)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which a forward pass has the declared precision."""

@@ -268,9 +268,8 @@ class TextClassifier(Model):
 
     def _features(self, examples: Examples) -> NDArray[np.float32]:
         features = np.zeros((len(examples), self.encoder.dimensions), dtype=np.float32)
-        tokens = TOKENS_A_BATCH[self.device.partition(":")[0]]
         with self.inference():
-            for rows in length_batches(examples.lengths, tokens):
+            for rows in length_batches(examples.lengths, self.at_once(TOKENS_A_BATCH)):
                 features[rows] = (
                     self._pool([examples.content.tokens[row] for row in rows]).float().cpu().numpy()
                 )

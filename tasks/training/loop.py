@@ -35,6 +35,7 @@ from tasks.training.layers import parameter_groups, rate_share, thawed
 from tasks.training.memory import (
     MICRO_TOKENS,
     compile_blocks,
+    needing_memory,
     random_state,
     recompute_blocks,
     restore_blocks,
@@ -49,6 +50,9 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 2.0
 SECONDS_TO_FINISH = 5.0
 """After SIGTERM, that a step has to end in; then it is given up between two of its passes, and made anew later."""
+
+LEAST_SHARE = 1024
+"""Of what is usually read at once without gradients, that is tried: a few tokens, or one image."""
 
 
 @dataclass
@@ -183,7 +187,8 @@ class Trainer:
         for batch, original in list(zip(batches, replayed, strict=True))[progress.batch :]:
             loss = self._whole_step(batch, original)
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
-            self.average.take(progress.step)
+            with needing_memory("for the weights' average", self._remedy_for_weights()):
+                self.average.take(progress.step)
             progress.loss_sum += loss * len(batch)
             rate = self.optimizer.param_groups[-1]["lr"]
             progress.history.append(
@@ -219,14 +224,16 @@ class Trainer:
                 parameter.requires_grad_(awake)
         total = self._backward(batch, original)
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(self.team.in_one(nn.utils.clip_grad_norm_(trained, self.section.max_grad_norm)))
+        with needing_memory("for the gradients' norm", self._remedy_for_weights()):
+            norm = float(self.team.in_one(nn.utils.clip_grad_norm_(trained, self.section.max_grad_norm)))
         if not (math.isfinite(total) and math.isfinite(norm)):
             rows = ", ".join(self._ids(batch, original))
             raise StageError(
                 f"step {self.progress.step + 1}: the loss is {total} and the gradient's norm {norm}. Lower "
                 f"finetune.learning_rate, or look at the rows of this batch: {rows}"
             )
-        self.optimizer.step()
+        with needing_memory("for the optimizer, two numbers a trained weight", self._remedy_for_weights()):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
@@ -300,6 +307,11 @@ class Trainer:
         smaller = "finetune.batch_size" if self.model.whole_batches else "finetune.max_length"
         return f"lower {smaller}, train fewer parameters (method, freeze_layers), or use a larger device."
 
+    def _remedy_for_weights(self) -> str:
+        if self.team.size > 1 and self.section.sharding != "shard":
+            return "set finetune.sharding: shard, or train fewer parameters (method, freeze_layers)."
+        return "train fewer parameters (method, freeze_layers), or use a larger device."
+
     def _cost(self, rows: np.ndarray) -> int:
         """Return the tokens that are computed for some rows in one pass."""
         lengths = np.maximum(self.examples.lengths[rows], 1)
@@ -327,7 +339,8 @@ class Trainer:
         # What validation draws must not move training's random numbers: it draws none (no dropout).
         try:
             at_once = stopped.at_once() if self.team.reads_alone else contextlib.nullcontext()
-            with self.average.shown(), at_once:
+            room = needing_memory("to show the weights' average", self._remedy_for_weights())
+            with room, self.average.shown(), at_once:
                 measured = self.team.read(self._validate)
         except _StopNow:
             measured = None
@@ -337,8 +350,30 @@ class Trainer:
         return measured
 
     def _validate(self) -> Measured:
-        self.model.settle(self.train)
-        return self.model.measure(self.validation)
+        """Measure the model on validation, in smaller batches where memory does not suffice."""
+
+        def measured() -> Measured:
+            self.model.settle(self.train)
+            return self.model.measure(self.validation)
+
+        found: Measured = retry_smaller(measured, self._read_less)
+        return found
+
+    def _read_less(self) -> None:
+        """Have less read at once without gradients.
+
+        Raises:
+            StageError: it is as little as can be, or other processes wait for this one.
+        """
+        if not self.team.reads_alone or self.model.less >= LEAST_SHARE:
+            raise StageError(
+                f"epoch {self.progress.epoch + 1}: memory does not suffice to measure the validation rows: lower "
+                "finetune.max_length, train fewer parameters (method, freeze_layers), or use a larger device."
+            )
+        self.model.less = self.model.encoder.less = 2 * self.model.less
+        log.warning(
+            "memory does not suffice: validation reads 1/%d of what is usual at once now", self.model.less
+        )
 
     def _save(self) -> None:
         state = self._state()
@@ -368,7 +403,10 @@ class Trainer:
         if loss < progress.best_loss:
             progress.best_loss, progress.best_score = loss, score
             progress.best_epoch = progress.epoch
-            with self.average.shown():
+            with (
+                needing_memory("for a copy of the best epoch's weights", self._remedy_for_weights()),
+                self.average.shown(),
+            ):
                 self.best = copy.deepcopy(state_beside_base(self.network))
         if self.watch is not None:
             self.watch(progress, measured)

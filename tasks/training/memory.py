@@ -6,7 +6,8 @@ again, with the same random numbers, is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tasks.errors import StageError
 from tasks.training.layers import block_names
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 16_384}
@@ -46,6 +48,21 @@ def retry_smaller(attempt: Callable[[], Any], shrink: Callable[[], None]) -> Any
             torch.cuda.empty_cache()
         shrink()
         set_random_state(state)
+
+
+@contextlib.contextmanager
+def needing_memory(purpose: str, remedy: str) -> Iterator[None]:
+    """Have an error that means that memory did not suffice say for what, and what to do.
+
+    Raises:
+        StageError: it did not suffice in the body.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StageError(f"memory does not suffice {purpose}: {remedy}") from error
 
 
 def recompute_blocks(network: nn.Module) -> None:
