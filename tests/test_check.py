@@ -313,7 +313,7 @@ def test_a_narrow_label_is_the_least_diverse(tmp_path: Path) -> None:
 
 def test_a_target_of_five_rows_is_inconclusive(tmp_path: Path) -> None:
     found = measures(run(tmp_path, ordinary(tiny=reviews(5, 6000))))
-    for name in of_target("tiny")[4:]:
+    for name in of_target("tiny")[1:]:  # what is leaked is a matter of each row
         assert found[name].value is None
         assert "Inconclusive: tiny has 5 rows" in found[name].meaning
 

@@ -59,3 +59,16 @@ def test_too_few_labelled_rows_are_said_to_be() -> None:
     assert enough_labelled(names(20))
     with pytest.raises(ValueError, match="No labelled row"):
         rectified_accuracy(np.ones(3), np.zeros(3, bool), np.zeros(3, bool), names(3))
+
+
+def test_rows_of_few_groups_that_are_all_alike_are_worth_no_more_than_the_groups() -> None:
+    chance, covered = np.random.default_rng(0), 0
+    groups = [str(row // 10) for row in range(100)]
+    for _ in range(1000):
+        right = np.repeat(chance.random(10) < 0.85, 10)
+        found = rectified_accuracy(np.full(100, 0.6), np.ones(100, bool), right, groups)
+        covered += found.interval[0] <= 0.85 <= found.interval[1]
+    assert covered / 1000 > 0.88, "of intervals of 90 %"
+    wrong = rectified_accuracy(np.full(100, 0.6), np.ones(100, bool), np.zeros(100, bool), groups)
+    assert wrong.effective_rows == pytest.approx(10)
+    assert wrong.interval[1] > 0.2

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.checks.sample import sampled
-from tasks.checks.words import WORST, extract, row_name
+from tasks.checks.sample import sampled, too_few
+from tasks.checks.words import WORST, extract, inconclusive, row_name
 from tasks.measures import tokens
 from tasks.reports import Measure
 
@@ -36,8 +36,10 @@ def reading(
         *(_supervision(rows, found, tokenizer, length) if task == "causal-lm" else []),
     ]
     for name in targets:
-        there = _read_texts(sampled(tables[name], TOKENIZED_ROWS, seed))
-        measures += _read_there(name, tokens.audit(there, tokenizer, task, length), found)
+        some = sampled(tables[name], TOKENIZED_ROWS, seed)
+        there = _read_there(name, tokens.audit(_read_texts(some), tokenizer, task, length), found)
+        few = too_few(name, len(some), some["group"].tolist() if "group" in some else some["id"].tolist())
+        measures += [inconclusive(one.name, few, one.remedy) for one in there] if few else there
     return measures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,13 +51,15 @@ def enough(sample: Sample) -> bool:
 
 def too_small(sample: Sample) -> str | None:
     """Return why nothing can be estimated from this sample, or None."""
-    rows, groups = len(sample.rows), len(set(sample.groups))
+    return too_few(sample.name, len(sample.rows), sample.groups)
+
+
+def too_few(name: str, rows: int, groups: Sequence[str]) -> str | None:
+    """Return why nothing can be estimated from so many rows of these groups, or None."""
     if rows < SMALLEST_SAMPLE:
-        return f"Inconclusive: {sample.name} has {rows} rows, and fewer than {SMALLEST_SAMPLE} say nothing."
-    if groups < SMALLEST_GROUPS:
-        return (
-            f"Inconclusive: {sample.name} has {groups} groups, and fewer than {SMALLEST_GROUPS} say nothing."
-        )
+        return f"Inconclusive: {name} has {rows} rows, and fewer than {SMALLEST_SAMPLE} say nothing."
+    if len(set(groups)) < SMALLEST_GROUPS:
+        return f"Inconclusive: {name} has {len(set(groups))} groups, and fewer than {SMALLEST_GROUPS} say nothing."
     return None
 
 

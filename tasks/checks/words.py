@@ -14,8 +14,9 @@ WORST = 5
 
 
 def inconclusive(name: str, reason: str, remedy: str) -> Measure:
-    reason = (
-        reason or "Inconclusive: the training rows have one label only, so there is nothing to tell apart."
+    reason = reason or (
+        "Inconclusive: the training rows have one label only, or so few rows of another that some of them lie in no part "
+        "on which a probe is fitted: there is nothing to tell apart."
     )
     return Measure(name=name, value=None, meaning=reason, remedy=remedy)
 

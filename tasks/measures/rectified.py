@@ -59,9 +59,18 @@ def rectified_accuracy(
     if weight:
         variance += variance_of_mean(weight * other, group[~labelled])
     value = min(max(value, 0.0), 1.0)
-    worth = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else float(len(truth))
+    settled = (
+        variance <= 0 or not 0 < value < 1
+    )  # how alike rows of a group are cannot be seen: a group is one then
+    worth = _equal_groups(group[labelled]) if settled else value * (1 - value) / variance
     worth = min(worth, float(len(labelled)))
     return Rectified(value, _wilson(value, worth), worth)
+
+
+def _equal_groups(group: NDArray[np.str_]) -> float:
+    """Return how many groups of one size are worth as much as these (Kish 1965, Survey sampling)."""
+    sizes = np.unique(group, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def _weight(truth: NDArray[np.float64], known: NDArray[np.float64], others: int) -> float:
