@@ -121,6 +121,45 @@ def test_sigterm_in_a_long_validation_stops_at_once_and_loses_nothing(base: Path
         assert all(torch.equal(again[name], value) for name, value in whole.items())
 
 
+@pytest.mark.parametrize("step", [2, 4], ids=["within an epoch", "at its end"])
+def test_sigterm_while_a_due_checkpoint_is_written_stops_there_and_writes_no_second(
+    step: int, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, story = finished(trainer(base, tmp_path / "whole"))
+    written, save = [], loop.save_checkpoint
+
+    def told_meanwhile(folder: Path, at: int, state: dict[str, object]) -> Path:
+        written.append(at)
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(folder, at, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", told_meanwhile)
+        with pytest.raises(Preempted, match=f"stopped after step {step} of 8"):
+            trainer(base, tmp_path / "stopped", checkpoint_every=2).fit()
+    assert written == list(range(2, step + 1, 2))
+    again, same_story = finished(trainer(base, tmp_path / "stopped"))
+    assert same_story == story
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_sigterm_in_a_validation_right_after_a_checkpoint_writes_no_second(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, save = [], loop.save_checkpoint
+
+    def counted(folder: Path, at: int, state: dict[str, object]) -> Path:
+        written.append(at)
+        return save(folder, at, state)
+
+    monkeypatch.setattr(loop, "save_checkpoint", counted)
+    monkeypatch.setattr(TextClassifier, "measure", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="stopped after step 4 of 8"):
+        trainer(base, tmp_path).fit()
+    assert written == [1, 2, 3, 4]
+
+
 def test_a_step_that_takes_too_long_after_sigterm_is_given_up_and_made_anew(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

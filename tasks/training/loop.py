@@ -113,6 +113,7 @@ class Trainer:
         self.packing: Packing | None = None
         self.best: dict[str, Tensor] | None = None
         self._stopped = _Stop()
+        self._saved: tuple[int, int] | None = None
 
     def fit(self) -> Progress:
         """Train to the end, from the newest checkpoint if there is one.
@@ -200,6 +201,7 @@ class Trainer:
             stop = self.team.any(stopped())
             if stop or due:
                 self._save()
+                stop = self.team.any(stopped())  # SIGTERM may have come while it was written
             if stop:
                 raise self._preempted()
         self._end_epoch(stopped)
@@ -376,12 +378,17 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        """Write a checkpoint, unless this is where the last one stands."""
+        place = (self.progress.epoch, self.progress.step)
+        if place == self._saved:
+            return
         state = self._state()
         if self.team.first:
             written = save_checkpoint(self.scratch, self.progress.step, state)
             if self.copies is not None:
                 self.copies.put(written)
         self.team.any(False)  # nobody goes on, or ends, before it is whole
+        self._saved = place
 
     def _preempted(self) -> Preempted:
         return Preempted(f"stopped after step {self.progress.step} of {self.steps}; run it again to go on")
