@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,9 +152,15 @@ def test_a_checkpoint_is_kept_though_later_ones_are_damaged(
     assert save_checkpoint(tmp_path, 1, {"step": torch.tensor(1)}).is_dir(), "what was just written"
     assert step_in(tmp_path) == 1
     assert caplog.text.count("skipping the damaged checkpoint") == 2
-    (tmp_path / ".new.killed").mkdir()
+    for name, age in ((".new.killed", 7200), (".new.writes", 0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     save_checkpoint(tmp_path, 2, {"step": torch.tensor(2)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".new.writes",
+        "step-00000001",
+        "step-00000002",
+    ]
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -6,11 +6,13 @@ when the stage has succeeded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from tasks.files import sha256_of, write_text
 log = logging.getLogger(__name__)
 
 KEPT = 2
+LONGEST_WRITE = 3600.0
+"""Seconds after which nobody still writes a checkpoint; two workspaces may train the same at once."""
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 
@@ -33,7 +37,7 @@ def folder_of(step: int) -> str:
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the state after `step` steps below `folder`, and return where; keep the last two.
 
-    What killed writers left goes too: one process writes here at a time.
+    What killed writers left goes too, once no writer can still be at it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=".new."))
@@ -50,10 +54,19 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         _sync_folder(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for old in [*sorted(folder.glob("step-*"))[:-KEPT], *folder.glob(".new.*")]:
+    for old in [*sorted(folder.glob("step-*"))[:-KEPT], *_left_behind(folder)]:
         if old != target:  # which damaged ones of later steps would displace
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _left_behind(folder: Path) -> list[Path]:
+    now = time.time()
+    found = []
+    for aside in folder.glob(".new.*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has just ended with it
+            found += [aside] if now - aside.stat().st_mtime > LONGEST_WRITE else []
+    return found
 
 
 def _sync_folder(folder: Path) -> None:
