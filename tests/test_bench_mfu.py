@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.bench.bench_mfu import PEAK_TFLOPS, flops_a_token, main, measure, peak_tflops
+from tests.bench.bench_mfu import PEAK_TFLOPS, flops_a_token, forget_the_last, main, measure, peak_tflops
 
 TINY = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -33,6 +35,34 @@ def test_the_script_trains_and_tells_its_speed(method: str) -> None:
     speed = measure(TINY, method, 32, 2, 3, "cpu", "fp32")
     assert speed.tokens_a_second > 0
     assert speed.tflops == pytest.approx(speed.tokens_a_second * speed.flops_a_token / 1e12)
+
+
+def test_rows_of_mixed_lengths_are_read_in_packs_and_count_what_each_is_long() -> None:
+    full, mixed = (measure(TINY, "full", 32, 6, 3, "cpu", "fp32", mixed=mixed) for mixed in (False, True))
+    assert mixed.packed
+    assert type(mixed.tflops) is float, "JSON knows no other"
+    assert mixed.tflops > 0
+    shorter = (full.flops_a_token - mixed.flops_a_token) / (
+        6 * TINY["num_hidden_layers"] * TINY["hidden_size"]
+    )
+    assert 5 < shorter < 20, "a token looks back over its own row"
+
+
+def test_a_measurement_begins_without_what_the_last_one_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        pass
+
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("emptied"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("reset"))
+    last = Model()
+    last.itself = last  # type: ignore[attr-defined]
+    alive = weakref.ref(last)
+    del last
+    forget_the_last()
+    assert alive() is None
+    assert calls == ["emptied", "reset"]
 
 
 def test_a_device_is_known_by_its_longest_name_and_none_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:

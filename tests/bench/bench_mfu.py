@@ -1,15 +1,17 @@
 """Model FLOPs utilisation on the CUDA device that is there: `make bench-mfu`.
 
-A model of Llama-3.2-1B's shape with random weights is trained on full rows by the pipeline's own `Trainer`, in bf16: all
-weights, and by LoRA. Utilisation is the floating-point operations that the mathematics needs in a second, as a share
-of the device's peak: 6 a parameter and token for full fine-tuning, 4 for LoRA (the frozen weights need no gradients),
-input embeddings not counted because they are looked up, the vocabulary head counted; attention adds
-6 · layers · width · length a token, half of what it would be if tokens looked ahead. What is computed twice counts once.
+A model of Llama-3.2-1B's shape with random weights is trained by the pipeline's own `Trainer`, in bf16: all weights, and
+by LoRA; on full rows, and on rows of mixed lengths, which lie in packs in which attention stays within a row.
+Utilisation is the floating-point operations that the mathematics needs in a second, as a share of the device's peak: 6 a
+parameter and token for full fine-tuning, 4 for LoRA (the frozen weights need no gradients), input embeddings not counted
+because they are looked up, the vocabulary head counted; attention adds 6 · layers · width · length a token, half of what
+it would be if tokens looked ahead, by the length of the token's own row. What is computed twice counts once. Memory is
+the most that torch had in use during one measurement.
 """
 
 from __future__ import annotations
 
-import statistics
+import gc
 import sys
 import tempfile
 import time
@@ -44,6 +46,10 @@ SECTION: dict[str, Any] = {
 }  # fmt: skip
 LORA = {"rank": 16, "alpha": 32.0}
 TOKENS_A_STEP = 65_536
+SHORTEST = 8
+"""Rows of mixed lengths are evenly spread from the longest divided by this up to the longest."""
+TOKENS_A_WORD = 1.5
+"""About, of the tokenizer."""
 STEPS, WARM = 10, 3
 GOAL = 0.5
 
@@ -55,6 +61,8 @@ class Speed:
     tokens_a_second: float
     flops_a_token: float
     gigabytes: float
+    packed: bool
+    """Whether rows were read one after the other, without padding."""
 
     @property
     def tflops(self) -> float:
@@ -70,14 +78,18 @@ def main() -> None:
     peak = peak_tflops(device)
     figures = []
     for method in ("full", "lora"):
-        for length in (2048, 4096):
-            speed = measure(SHAPE, method, length, TOKENS_A_STEP // length, STEPS, "cuda", "bf16")
+        for length, mixed in ((2048, False), (4096, False), (4096, True)):
+            rows = TOKENS_A_STEP // length * (2 if mixed else 1)
+            name = f"{method}, rows of {'up to ' if mixed else ''}{length}"
+            print(f"{device}: {name}: {STEPS} steps of {rows} rows", flush=True)
+            speed = measure(SHAPE, method, length, rows, STEPS, "cuda", "bf16", mixed=mixed)
             share, goal = speed.tflops / peak, GOAL if method == "full" else None
+            name = f"{name}, {'packed' if speed.packed else 'padded'}"
             figures += [
-                Figure(f"{device}: MFU, {method}, rows of {length}", share, "share", STEPS - WARM,
+                Figure(f"{device}: MFU, {name}", share, "share", STEPS - WARM,
                        goal=f">= {GOAL}" if goal else None, met=share >= goal if goal else None),
-                Figure(f"{device}: {method}, rows of {length}", speed.tokens_a_second, "tokens/s", STEPS - WARM),
-                Figure(f"{device}: {method}, rows of {length}, memory", speed.gigabytes, "GB", 1),
+                Figure(f"{device}: {name}", speed.tokens_a_second, "tokens/s", STEPS - WARM),
+                Figure(f"{device}: {name}, memory", speed.gigabytes, "GB", 1),
             ]  # fmt: skip
     publish("mfu", figures, ("torch", "transformers", "peft"))
 
@@ -90,7 +102,7 @@ def peak_tflops(device: str) -> float:
     return PEAK_TFLOPS[max(found, key=len)]
 
 
-def flops_a_token(network: Any, length: int, method: str, *, causal: bool = True) -> float:
+def flops_a_token(network: Any, length: float, method: str, *, causal: bool = True) -> float:
     """Return the operations that training needs for a token in rows of `length` tokens; adapters are not counted."""
     config, embedding = network.config, network.get_input_embeddings().weight
     tied = network.get_output_embeddings().weight is embedding
@@ -104,39 +116,62 @@ def flops_a_token(network: Any, length: int, method: str, *, causal: bool = True
 
 
 def measure(
-    shape: dict[str, Any], method: str, length: int, rows: int, steps: int, device: str, precision: str
+    shape: dict[str, Any],
+    method: str,
+    length: int,
+    rows: int,
+    steps: int,
+    device: str,
+    precision: str,
+    *,
+    mixed: bool = False,
 ) -> Speed:
-    """Train a model of random weights for some steps of `rows` full rows, and say how fast it was."""
+    """Train a model of random weights for some steps of `rows` rows, full or `mixed`, and say how fast it was."""
+    forget_the_last()
     model = _model(shape, length, device, precision)
     given = {**SECTION, "method": method, "batch_size": rows, "max_length": length, "precision": precision}
     section = Finetune.model_validate(given | ({"lora": LORA} if method == "lora" else {}))
     if section.lora is not None:
         add_adapters(model.backbone, **section.lora.model_dump(), seed=section.seed)
+    spread = np.linspace(length / SHORTEST, length, rows * steps) / TOKENS_A_WORD
+    words = spread.astype(int) if mixed else np.full(rows * steps, length)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, section, _texts(rows * steps, length), _texts(1, 8), Path(folder))
-        seconds = _timed(trainer)
+        trainer = Trainer(model, section, _texts(words), _texts(np.array([8])), Path(folder))
+        made = _timed(trainer)[min(WARM, steps - 1) :]
+    lengths = np.concatenate([row_lengths for _, row_lengths in made]).astype(float)
+    # Attention of a row grows with the square of its length, so that its tokens count by their own row's.
+    usual = float((lengths**2).sum() / lengths.sum())
     return Speed(
-        rows * length / statistics.median(seconds[min(WARM, steps - 1) :]),
-        flops_a_token(model.network, length, method),
+        float(lengths.sum()) / sum(seconds for seconds, _ in made),
+        flops_a_token(model.network, usual, method),
         peak_gigabytes(),
+        trainer.packing is not None,
     )
 
 
-def _timed(trainer: Trainer) -> list[float]:
-    """Train to the end and return the seconds of each step, the device's work included."""
-    seconds, made = [], trainer._step
+def forget_the_last() -> None:
+    """Free what an earlier model still holds, by references in a circle, and count the peak of memory from here on."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _timed(trainer: Trainer) -> list[tuple[float, Any]]:
+    """Train to the end; return the seconds of each step, the device's work included, and the lengths of its rows."""
+    found, made = [], trainer._step
 
     def step(batch: Any, original: Any) -> float:
         started = time.perf_counter()
-        found = made(batch, original)
+        loss = made(batch, original)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-        return found
+        found.append((time.perf_counter() - started, trainer.examples.lengths[batch]))
+        return loss
 
     trainer._step = step  # type: ignore[method-assign]
     trainer.fit()
-    return seconds
+    return found
 
 
 def _model(shape: dict[str, Any], length: int, device: str, precision: str) -> CausalLM:
@@ -149,11 +184,11 @@ def _model(shape: dict[str, Any], length: int, device: str, precision: str) -> C
     return CausalLM(network, tokenizer, device, precision, max_length=length)
 
 
-def _texts(count: int, length: int) -> pd.DataFrame:
-    """Return rows of at least `length` tokens, each of its own words."""
+def _texts(words: Any) -> pd.DataFrame:
+    """Return a row for each number of words, of at least as many tokens, each of its own words."""
     generator = np.random.default_rng(7)
-    texts = [" ".join(generator.choice(WORDS, length)) for _ in range(count)]
-    return pd.DataFrame({"id": [f"r{n}" for n in range(count)], "text": texts})
+    texts = [" ".join(generator.choice(WORDS, count)) for count in words]
+    return pd.DataFrame({"id": [f"r{n}" for n in range(len(texts))], "text": texts})
 
 
 if __name__ == "__main__":
