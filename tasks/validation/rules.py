@@ -10,11 +10,15 @@ from tasks.recipe import Validate
 
 CONTROL_CHARACTERS = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x9F]"
 # What the bytes 80–BF are in Windows-1252; closing quotation marks apart, which may well follow a capital.
-_TAIL = "\u00a0-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘“•–—˜™šœžŸ"
-_ANY_TAIL = _TAIL + "’”›"
+_TAIL = "\u00a1-\u00bf€‚ƒ†‡ˆ‰Š‹ŒŽ‘˜™šœžŸ"
+# These may follow a word in capitals that ends with Ã or Â, as Portuguese and Vietnamese ones do.
+_MARKS = "„…“•–—"
+_ANY_TAIL = _TAIL + _MARKS + "\u00a0’”›"
 MOJIBAKE = "|".join(
     [
         f"[ÂÃ][{_TAIL}]",  # UTF-8 read as Windows-1252: Latin letters and signs ("Ã©" was "é")
+        rf"(?<![^\W\d_])[ÂÃ][{_MARKS}]|[ÂÃ][{_MARKS}](?=[A-ZÀ-Þ])",  # capitals, at the beginning or within ("Ã–" was "Ö")
+        "(?<![A-ZÀ-ÞĐ])[ÂÃ]\u00a0",  # "Ã " was "à"
         "â€|âˆ|â„¢|ï»¿",  # punctuation ("â€™" was "’"), signs, a byte-order mark
         f"(?:[Ä-ß][{_ANY_TAIL}]){{2}}",  # Cyrillic, Greek, Hebrew: two letters in a row
         f"(?:[à-ï][{_ANY_TAIL}]{{2}}){{2}}",  # Chinese, Japanese, Korean
