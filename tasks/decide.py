@@ -195,10 +195,7 @@ def _judge_suites(
     _must_be_whole(tables, measured)
     losses = {name: _loss(table, "base") for name, table in tables.items()}
     gating = gating_margins(budget)
-    fails = holm(
-        [losses[name].p_not_above(margin) for name, margin in gating.items()], 1 - section.confidence
-    )
-    failed = {name for name, fail in zip(gating, fails, strict=True) if fail}
+    failed = _forgotten({name: losses[name].p_not_above(margin) for name, margin in gating.items()}, section)
     return [
         _judge_suite(
             measured[name],
@@ -211,6 +208,12 @@ def _judge_suites(
         )
         for name, suite in budget.items()
     ]
+
+
+def _forgotten(p_values: Mapping[str, float], section: Decide) -> set[str]:
+    """Return which suites lost more than their margin, by the p values of «it lost no more», corrected by Holm."""
+    fails = holm(list(p_values.values()), 1 - section.confidence)
+    return {name for name, fail in zip(p_values, fails, strict=True) if fail}
 
 
 def _of_gating(suites: Sequence[reports.SuiteVerdict], which: str = "") -> list[Judged]:
@@ -227,12 +230,9 @@ def _judge_tuned(
 ) -> list[reports.SuiteVerdict]:
     """Judge the tuned model on the selection halves, by its standard error: of the base there is nothing to tell."""
     outcomes = [outcome for outcome in merged.tuned.suites if outcome.name in budget]
-    gating = [outcome for outcome in outcomes if outcome.name in gating_margins(budget)]
-    fails = holm(
-        [1 - _p_by_error(outcome, gating_margins(budget)[outcome.name]) for outcome in gating],
-        1 - section.confidence,
-    )
-    failed = {outcome.name for outcome, fail in zip(gating, fails, strict=True) if fail}
+    margins = gating_margins(budget)
+    p_values = {one.name: 1 - _p_by_error(one, margins[one.name]) for one in outcomes if one.name in margins}
+    failed = _forgotten(p_values, section)
     return [
         _judge_by_error(outcome, budget[outcome.name].margin, section, failed=outcome.name in failed)
         for outcome in outcomes

@@ -101,8 +101,7 @@ class Encoder(Embedder):
     @property
     def limit(self) -> int:
         """Most tokens the model reads: RoBERTa's tokenizer knows that two of its positions are never used."""
-        positions = getattr(self.backbone.config, "max_position_embeddings", 1 << 30)
-        return int(min(positions, self.tokenizer.model_max_length))
+        return _reads(self.backbone.config, self.tokenizer)
 
     @functools.cached_property
     def reading(self) -> str:
@@ -269,9 +268,13 @@ def text_limit(folder: Path, tokenizer: Any) -> int:
     """Return the most tokens that the model of a folder reads, without loading it."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
-    positions = getattr(config and config.get_text_config(), "max_position_embeddings", 1 << 30)
-    return int(min(positions, tokenizer.model_max_length))
+    if not (folder / "config.json").is_file():
+        return _reads(None, tokenizer)
+    return _reads(AutoConfig.from_pretrained(folder).get_text_config(), tokenizer)
+
+
+def _reads(config: Any, tokenizer: Any) -> int:
+    return int(min(getattr(config, "max_position_embeddings", 1 << 30), tokenizer.model_max_length))
 
 
 def pooling_of(folder: Path) -> Pooling:

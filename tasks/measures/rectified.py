@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.forgetting.rule import equal_groups
+
 FEWEST_ROWS = 20
 FEWEST_GROUPS = 10
 Z = 1.6449
@@ -59,18 +61,12 @@ def rectified_accuracy(
     if weight:
         variance += variance_of_mean(weight * other, group[~labelled])
     value = min(max(value, 0.0), 1.0)
-    settled = (
-        variance <= 0 or not 0 < value < 1
-    )  # how alike rows of a group are cannot be seen: a group is one then
-    worth = _equal_groups(group[labelled]) if settled else value * (1 - value) / variance
+    if variance > 0 and 0 < value < 1:
+        worth = value * (1 - value) / variance
+    else:  # how alike rows of a group are cannot be seen: a group is one then
+        worth = equal_groups(np.unique(group[labelled], return_counts=True)[1])
     worth = min(worth, float(len(labelled)))
     return Rectified(value, _wilson(value, worth), worth)
-
-
-def _equal_groups(group: NDArray[np.str_]) -> float:
-    """Return how many groups of one size are worth as much as these (Kish 1965, Survey sampling)."""
-    sizes = np.unique(group, return_counts=True)[1].astype(np.float64)
-    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def _weight(truth: NDArray[np.float64], known: NDArray[np.float64], others: int) -> float:
