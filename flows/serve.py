@@ -198,20 +198,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except psutil.NoSuchProcess:
         process.wait()
         return
-    _terminate(family)
-    for member in psutil.wait_procs(family, timeout=STOP_SECONDS)[1]:
+    for member in _terminate(family):
         member.kill()
     process.wait()
 
 
-def _terminate(processes: list[Any]) -> None:
-    """Ask processes to stop, and give them time."""
+def _terminate(processes: list[Any]) -> list[Any]:
+    """Ask processes to stop, give them time, and return those that did not."""
     import psutil
 
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    psutil.wait_procs(processes, timeout=STOP_SECONDS)
+    return list(psutil.wait_procs(processes, timeout=STOP_SECONDS)[1])
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

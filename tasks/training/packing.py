@@ -163,8 +163,7 @@ def packed_attention(
     tokens = [part[0].transpose(0, 1) for part in (query, key, value)]
     if not dropout and _takes_flash(query, value):
         # Rotated positions are float32 under autocast, and make queries and keys so.
-        halves = [part.to(value.dtype) for part in tokens]
-        return _flash(halves, packed_rows, scaling, causal)[None], None
+        return _flash([part.to(value.dtype) for part in tokens], packed_rows, scaling, causal)[None], None
     runs = packed_rows.runs()
     sizes = [count * length for count, length in runs]
     parts = []
